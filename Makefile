@@ -5,17 +5,18 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO ?= demo
 
-.PHONY: help install dev demo test test-extras lint format docs bench-exact bench-photos bench-overhead clean
+.PHONY: help install dev demo test lint format docs bench-exact bench-photos bench-overhead bench-network test-extras clean
 
 help:
 	@echo "make demo            four problems on a photograph, several solvers, one report"
 	@echo "make test            the tests"
-	@echo "make test-extras     the tests that need packages of other projects"
 	@echo "make lint            style, format and types"
 	@echo "make bench-exact     every solver against posteriors that are known exactly"
 	@echo "make bench-photos    the photographs that ship, against classical methods"
 	@echo "make docs            the solvers' pages and the README's table, from docstrings and cards"
 	@echo "make bench-overhead  what solvers cost beyond their network calls"
+	@echo "make bench-network   memory of lean back-propagation, and bfloat16: speed and loss"
+	@echo "make test-extras     the tests that need diffusers (300 MB more to install)"
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -24,6 +25,10 @@ $(VENV)/installed: pyproject.toml constraints.txt
 
 $(VENV)/installed-dev: $(VENV)/installed
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
+	@touch $@
+
+$(VENV)/installed-extras: $(VENV)/installed-dev
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[diffusers]'
 	@touch $@
 
 install: $(VENV)/installed
@@ -38,9 +43,7 @@ demo: install
 test: dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
-# against the packages whose models and schedules are read
-test-extras: dev
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[diffusers]'
+test-extras: dev $(VENV)/installed-extras
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests/extras
 
 lint: dev
@@ -63,6 +66,9 @@ docs: install
 
 bench-overhead: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m unveil.bench.overhead
+
+bench-network: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m unveil.bench.network
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache

@@ -292,27 +292,62 @@ def bench_overhead() -> None:
 
 @app.command()
 def train(
-    card: Annotated[Path, typer.Argument(help="TOML with \\[network], \\[data] and \\[training].", show_default=False)],
-    out: Annotated[Path, typer.Option(help="Folder for checkpoints and the log.", show_default=False)],
+    card: Annotated[
+        Path | None,
+        typer.Argument(help="TOML with \\[network], \\[data] and \\[training], or a prior's name.", show_default=False),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for checkpoints and the log (default: the prior's name).", show_default=False),
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint in --out.")] = False,
     steps: Annotated[
         int | None,
         typer.Option(help="Another total than the card's; with --resume the rest is planned anew.", show_default=False),
     ] = None,
-    data: Annotated[Path | None, typer.Option(help="Cache of packages and images.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="A folder of your own images, instead of a card.", show_default=False)
+    ] = None,
+    size: Annotated[int, typer.Option(help="With --data: side of the crops.")] = 64,
+    prior_name: Annotated[str, typer.Option(help="With --data: what to call the prior.")] = "mine",
+    workers: Annotated[int, typer.Option(help="With --data: processes of one thread each.")] = 1,
+    cache: Annotated[Path | None, typer.Option(help="Where packages and packed images are kept.")] = None,
+    device: Annotated[str, typer.Option(help="auto (a CUDA device if there is one, else cpu), cpu or cuda.")] = "auto",
 ) -> None:
-    """Train a prior."""
+    """Train a prior: one of the zoo from its packages, or one for your own images. Ends in a .safetensors file."""
     from .training import checkpoint
+    from .training.export import export
+    from .training.own import find_card, own_card, write_card
+    from .training.recipe import read_card
     from .training.train import train as run
 
+    if (card is None) == (data is None):
+        raise InputError("train needs a card, a prior's name, or --data FOLDER with images: one of them")
+    if card is not None:
+        card = find_card(card)
+        name = str(read_card(card).get("name") or card.stem)
+        words = str(card)
+    else:
+        assert data is not None
+        name = prior_name
+        words = f"--data {data} --size {size} --prior-name {name} --workers {workers}"
+    folder = Path(name) if out is None else out
+    if data is not None:
+        card = folder / "card.toml"
+        if not (resume and card.is_file()):
+            write_card(card, own_card(data, name, size, steps or 4000, workers))
+    assert card is not None
     try:
-        print(run(card, out, resume=resume, data=data, steps=steps))
+        last = run(card, folder, resume=resume, data=cache, steps=steps, device=device)
     except KeyboardInterrupt:
-        last = checkpoint.newest(out)
-        given = "".join(f" --{k} {v}" for k, v in (("steps", steps), ("data", data)) if v is not None)
-        go_on = f"; to go on from {last.name}: unveil train {card} --out {out} --resume{given}" if last else ""
+        newest = checkpoint.newest(folder)
+        given = "".join(f" --{k} {v}" for k, v in (("steps", steps), ("cache", cache)) if v is not None)
+        again = f"unveil train {words} --out {folder} --resume{given}"
+        go_on = f"; to go on from {newest.name}: {again}" if newest else ""
         print(f"\ninterrupted{go_on or ' before the first checkpoint'}", file=sys.stderr)
         raise typer.Exit(130) from None
+    if os.environ.get("RANK", "0") == "0":
+        print(export(last, folder / f"{name}.safetensors", name))
 
 
 @app.command()

@@ -13,7 +13,7 @@ from torch import Tensor
 from .errors import InputError
 from .noise import Gaussian, Noise, NoNoise
 from .numerics.cg import cg
-from .operators.base import Linear, Operator, Spectral
+from .operators.base import Invertible, Linear, Operator, Spectral
 from .operators.combine import Affine
 from .priors.base import Sigma, expand
 from .rng import Rng, single
@@ -230,10 +230,13 @@ class Problem:
         return self.prox(noisy, var, y)
 
     def pinv(self) -> Signals:
-        """A^+ y [B, *shape]: the least-squares signal of least norm; conjugate gradients without a spectral form."""
+        """A^+ y [B, *shape]: the least-squares signal of least norm; conjugate gradients without a spectral form.
+
+        For operators that are not linear, but bring a generalised inverse, the signal that it gives.
+        """
+        if isinstance(self.operator, Invertible):
+            return self.operator.pinv(self.y)
         operator = self._linear()
-        if isinstance(operator, Spectral):
-            return operator.pinv(self.y)
         return cg(operator.normal, operator.adjoint(self.y), steps=self.cg_steps)
 
     def pullback(self, decoder: Operator) -> Problem:

@@ -18,6 +18,7 @@ T = TypeVar("T")
 
 KINDS = {"solver": "unveil.solvers", "operator": "unveil.operators", "noise": "unveil.noise", "prior": "unveil.priors"}
 _entries: dict[str, dict[str, Any]] = {kind: {} for kind in KINDS}
+_shipped: dict[str, dict[str, tuple[str, str]]] = {kind: {} for kind in KINDS}
 _loaded: set[str] = set()
 
 
@@ -39,8 +40,22 @@ def register(kind: str, name: str) -> Callable[[T], T]:
     return add
 
 
+def ship(kind: str, homes: dict[str, tuple[str, str]]) -> None:
+    """Names with module and attribute, imported when a name is first looked up: ``import unveil`` is quick."""
+    _shipped[kind].update(homes)
+
+
+def _find(kind: str, name: str) -> Any:
+    """What has this name so far, or None."""
+    if name not in _entries[kind] and name in _shipped[kind]:
+        module, attribute = _shipped[kind][name]
+        _entries[kind][name] = getattr(importlib.import_module(module), attribute)
+    return _entries[kind].get(name)
+
+
 def _add(kind: str, name: str, thing: Any) -> None:
-    there = _entries[kind].get(name)
+    ours = _shipped[kind].get(name) == (getattr(thing, "__module__", None), getattr(thing, "__qualname__", None))
+    there = None if ours else _find(kind, name)
     same = there is thing or (
         there is not None
         and getattr(there, "__module__", None) == getattr(thing, "__module__", 1)
@@ -69,12 +84,13 @@ def _load(kind: str) -> dict[str, Any]:
 
 def lookup(kind: str, name: str) -> Any:
     """The object registered as ``name``; raises :class:`UnknownName` with the nearest names."""
-    entries = _load(kind)
-    if name not in entries:
-        raise unknown(kind, name, entries)
-    return entries[name]
+    _load(kind)
+    thing = _find(kind, name)
+    if thing is None:
+        raise unknown(kind, name, names(kind))
+    return thing
 
 
 def names(kind: str) -> list[str]:
     """All registered names of a kind, sorted."""
-    return sorted(_load(kind))
+    return sorted({*_load(kind), *_shipped[kind]})

@@ -32,6 +32,20 @@ def test_tiles_agree_with_the_whole_image(height, width):
     assert torch.allclose(got, Smooth().denoise(x, 0.3), atol=1e-13, rtol=0)
 
 
+@pytest.mark.parametrize("width", [33, 34, 45, 52, 60, 61, 85, 200])
+def test_weights_add_up_to_one_at_every_width(width):
+    """Also where three tiles meet: tiles are spread evenly, and may overlap by more than half."""
+
+    class Same(Smooth):
+        def denoise(self, x, sigma):
+            return x
+
+    x = torch.ones(1, 1, 20, width, dtype=torch.float64)
+    assert torch.allclose(Tiled(Same(), tile=32, margin=5).denoise(x, 0.3), x, atol=1e-13, rtol=0)
+    y = torch.randn(1, 1, 20, width, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(Tiled(Smooth(), tile=32, margin=5).denoise(y, 0.3), Smooth().denoise(y, 0.3), atol=1e-13)
+
+
 def test_a_margin_smaller_than_the_reach_is_not_exact():
     x = torch.randn(1, 1, 70, 70, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     got = Tiled(Smooth(), tile=32, margin=1).denoise(x, 0.3)

@@ -209,17 +209,17 @@ def test_the_command_line_sets_the_steps_and_goes_on_with_a_finished_run(
 
     def command(*words: object) -> tuple[int, str, str]:
         capsys.readouterr()
-        status = main(["train", str(card), "--out", str(run), "--data", str(tmp_path), *map(str, words)])
+        status = main(["train", str(card), "--out", str(run), "--cache", str(tmp_path), *map(str, words)])
         out, err = capsys.readouterr()
         return status, out, err
 
     status, out, _ = command("--steps", 3)  # shorter than the card's 6
-    assert (status, out.splitlines()[-1]) == (0, str(run / "step-3"))
+    assert (status, out.splitlines()[-1]) == (0, str(run / "card.safetensors"))
     status, out, _ = command("--resume")  # it was planned for 3, and is finished
-    assert (status, out.splitlines()[-1]) == (0, str(run / "step-3"))
+    assert (status, out.splitlines()[-1]) == (0, str(run / "card.safetensors"))
     assert f"card.toml says 6 steps, the run in {run} has 3: --steps changes that." in out
     status, out, _ = command("--resume", "--steps", 8)  # longer
-    assert (status, out.splitlines()[-1]) == (0, str(run / "step-8"))
+    assert (status, out.splitlines()[-1]) == (0, str(run / "card.safetensors"))
     shared = checkpoint.read_part(run / "step-8", "shared")
     assert shared["plans"] == [[0, 3, 2], [3, 8, 2]]
     assert shared["recipe"]["steps"] == shared["step"] == 8
@@ -249,11 +249,11 @@ def test_an_interrupted_training_says_how_to_go_on(
         return step(worker)
 
     monkeypatch.setattr(_Worker, "gradient_step", interrupt)
-    words = ["train", str(card), "--out", str(run), "--data", str(tmp_path), "--steps", "5"]
+    words = ["train", str(card), "--out", str(run), "--cache", str(tmp_path), "--steps", "5"]
     assert main(words) == 130
     assert capsys.readouterr().err.endswith("interrupted before the first checkpoint\n")
     assert main(words) == 130
-    go_on = f"unveil train {card} --out {run} --resume --steps 5 --data {tmp_path}"
+    go_on = f"unveil train {card} --out {run} --resume --steps 5 --cache {tmp_path}"
     assert capsys.readouterr().err.endswith(f"interrupted; to go on from step-2: {go_on}\n")
     assert main(go_on.split()[1:]) == 0
     assert checkpoint.newest(run) == run / "step-5"
@@ -333,7 +333,7 @@ def test_a_full_disk_is_said_in_one_line_and_leaves_what_is_whole(
         run, data = tmp_path / f"run-{limit}", tmp_path / f"data-{limit}"
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
         try:
-            status = main(["train", str(card), "--out", str(run), "--data", str(data)])
+            status = main(["train", str(card), "--out", str(run), "--cache", str(data)])
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         err = capsys.readouterr().err
@@ -347,7 +347,7 @@ def test_a_full_disk_is_said_in_one_line_and_leaves_what_is_whole(
 
 def test_workers_hand_on_what_is_wrong(card: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     card.write_text(card.read_text().replace("[training]", "[training]\nworkers = 2\nlr_adam = 1e30"))
-    assert main(["train", str(card), "--out", str(tmp_path / "run"), "--data", str(tmp_path)]) == 2
+    assert main(["train", str(card), "--out", str(tmp_path / "run"), "--cache", str(tmp_path)]) == 2
     err = capsys.readouterr().err
     assert re.search(r"^unveil: The loss is (nan|inf) at step \d+: lower the learning rates and resume\.$", err, re.M)
     assert "Traceback" not in err

@@ -30,7 +30,7 @@ from ..errors import InputError, unknown
 from ..io.atomic import write_atomic
 from .adapters import as_prior
 from .base import Prior
-from .kernels import EDM
+from .kernels import EDM, RectifiedFlow
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -140,7 +140,8 @@ def prior_card(name: str) -> dict[str, Any]:
 def register_zoo() -> None:
     """Register every prior of the zoo that has both card and weights."""
     for card in sorted(ZOO.glob("*.toml")):
-        if card.with_suffix(".safetensors").is_file():
+        # autoencoders lie there too, for the priors of their latents
+        if card.with_suffix(".safetensors").is_file() and not card.stem.endswith("-autoencoder"):
             registry.register("prior", card.stem)(_opener(card.stem))
 
 
@@ -162,8 +163,9 @@ def _registered(name: str) -> Prior:
 
 def _network(name: str) -> type[nn.Module]:
     from .networks.unet import UNet
+    from .networks.velocity import VelocityUNet
 
-    networks: dict[str, type[nn.Module]] = {"unet": UNet}
+    networks: dict[str, type[nn.Module]] = {"unet": UNet, "velocity-unet": VelocityUNet}
     if name not in networks:
         raise unknown("network", name, networks)
     return networks[name]
@@ -187,17 +189,18 @@ def _read(path: Path, sha256: str | None = None, options: Mapping[str, Any] | No
         ) from None
     fill(path, module, weights.tensors)
     low, high = header["sigma_range"]
+    flow, config = header["predicts"] == "flow", header["config"]
     prior = as_prior(
         module,
-        predicts="edm",
-        schedule=EDM(low, high),
+        predicts="flow" if flow else "edm",
+        schedule=RectifiedFlow(sigma_min=low, sigma_max=high) if flow else EDM(low, high),
         sigma_data=header["sigma_data"],
         value_range=tuple(header["value_range"]),
         shape=header["shape"],
-        conditions=("label",) if header["config"].get("classes") else (),
+        conditions=tuple(c for c, key in (("label", "classes"), ("text", "texts")) if config.get(key)),
         name=header.get("name") or path.stem,
     )
-    return prior.in_range(*FILE_RANGE)
+    return prior if "latent" in header else prior.in_range(*FILE_RANGE)  # codes are not pictures
 
 
 def _header(weights: Weights) -> dict[str, Any]:
@@ -219,8 +222,10 @@ def _check_header(path: Path, header: Mapping[str, Any]) -> None:
     missing = [key for key in KEYS if key not in header]
     if missing:
         raise InputError(f"{path}: the metadata lacks {', '.join(missing)}")
-    if header["predicts"] != "edm":
-        raise InputError(f"{path}: predicts '{header['predicts']}', a file of format {FORMAT} holds 'edm'")
+    if header["predicts"] == "code":
+        raise InputError(f"{path} holds an autoencoder, not a prior: name the prior of its latents")
+    if header["predicts"] not in ("edm", "flow"):
+        raise InputError(f"{path}: predicts '{header['predicts']}', a file of format {FORMAT} holds 'edm' or 'flow'")
     for key, length in (("value_range", 2), ("sigma_range", 2), ("shape", None)):
         value = header[key]
         if not isinstance(value, list) or length not in (None, len(value)):

@@ -3,36 +3,35 @@
 from __future__ import annotations
 
 import dataclasses
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError, NotCompatible, unknown
-from ..registry import lookup, names
+from ..registry import lookup, names, ship
+from . import decoupled, explicit, variational
 from .base import Run, Solver, State
-from .decoupled import DAPS, DiffPIR, PnPDM
-from .explicit import DDNM, DDRM, DDS, DPS, MMPS, PiGDM
-from .variational import REDDiff
 
 if TYPE_CHECKING:
     from ..problem import Problem
 
-__all__ = [
-    "DAPS",
-    "DDNM",
-    "DDRM",
-    "DDS",
-    "DPS",
-    "MMPS",
-    "DiffPIR",
-    "PiGDM",
-    "PnPDM",
-    "REDDiff",
-    "Run",
-    "Solver",
-    "State",
-    "choose",
-    "get_solver",
-    "list_solvers",
-]
+FAMILIES = (explicit, variational, decoupled)
+_HOMES = {
+    name: (f"{family.__name__}.{name.replace('-', '_')}", cls)
+    for family in FAMILIES
+    for name, cls in family.SOLVERS.items()
+}
+_CLASSES = {cls: module for module, cls in _HOMES.values()}
+ship("solver", _HOMES)
+
+__all__ = ["Run", "Solver", "State", "choose", "get_solver", "list_solvers", *sorted(_CLASSES)]
+
+
+def __getattr__(name: str) -> Any:
+    # the classes: each file is imported when its solver is first used
+    if name in _CLASSES:
+        return getattr(import_module(_CLASSES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 PREFERRED = {
     "sample": ("daps", "mmps", "dps"),

@@ -1,12 +1,12 @@
 """Measure a denoiser on the held-out images of its card against classical denoisers.
 
-    python -m unveil.training.evaluate WEIGHTS CARD [--data CACHE] [--baselines FILE] [--out FILE]
+    python -m unveil.training.evaluate WEIGHTS CARD [--cache DIR] [--baselines FILE] [--out FILE]
 
 WEIGHTS is an exported .safetensors file or a training run's folder. Every method gets the same noisy images,
 noise added without clipping; every estimate is clipped to the range before its PSNR. Baselines: the noisy
 image itself, scikit-image's bilateral filter (its two widths tuned per noise level on training images) and,
-where the package `bm3d` is installed, colour BM3D with the true noise level. They are slow, and kept in the
-file --baselines.
+where the package `bm3d` is installed, BM3D (in colour for colour) with the true noise level. They are slow, and kept
+in the file --baselines.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import UnveilError
+from ..errors import InputError, UnveilError
 from ..io.atomic import write_text
-from . import crops, data, edm
+from . import edm
 from .export import export, load_network
-from .recipe import read_card
+from .objectives import Conditions, Objective, objective
+from .recipe import Recipe, read_card
+from .sources import Source, open_source
 
 LEVELS = (15, 25, 50, 100)
 Method = Callable[[Tensor, float], Tensor]  # noisy [N, C, H, W] in about [-1, 1], sigma -> estimate
@@ -57,12 +59,14 @@ def bilateral(width_colour: float, width_space: float) -> Method:
 
     def method(x: Tensor, sigma: float) -> Tensor:
         def one(image: Any) -> Any:
-            return denoise_bilateral(
-                np.clip(image, 0, 1),
+            grey = image.shape[2] == 1
+            out = denoise_bilateral(
+                np.clip(image[..., 0] if grey else image, 0, 1),
                 sigma_color=width_colour * sigma / 2,
                 sigma_spatial=width_space,
-                channel_axis=-1,
+                channel_axis=None if grey else -1,
             )
+            return out.reshape(image.shape)
 
         return _per_image(one, x)
 
@@ -76,22 +80,25 @@ def tuned_bilateral(images: Tensor, level: int) -> tuple[Method, dict[str, float
     return bilateral(*best), {"colour": best[0], "space": best[1]}
 
 
-def bm3d() -> Method | None:
-    """Colour BM3D of the package `bm3d`, or None where it is not installed."""
+def bm3d(channels: int) -> Method | None:
+    """BM3D of the package `bm3d`, or None where it is not installed."""
     try:
-        from bm3d import bm3d_rgb
+        from bm3d import bm3d as grey
+        from bm3d import bm3d_rgb as colour
     except ImportError:
         return None
-    return lambda x, sigma: _per_image(lambda image: bm3d_rgb(image, sigma / 2), x)
+    if channels == 1:
+        return lambda x, sigma: _per_image(lambda image: grey(image[..., 0], sigma / 2).reshape(image.shape), x)
+    return lambda x, sigma: _per_image(lambda image: colour(image, sigma / 2), x)
 
 
-def baselines(pack: data.Pack, size: int, say: Callable[[str], None] = print) -> dict[str, Any]:
-    """Mean PSNR per method and level on the held-out crops: {"noisy": {"15": ...}, ...}."""
-    images = crops.evaluation_crops(pack, size)
-    training = pack.select(lambda e: e["split"] == "train")
-    tuning = crops.Crops(training, size // 2, jitter=0).batch(4, np.random.default_rng(0))
+def baselines(images: Tensor, tuning: Tensor, say: Callable[[str], None] = print) -> dict[str, Any]:
+    """Mean PSNR per method and level on held-out `images`: {"noisy": {"15": ...}, ...}.
+
+    `tuning`: training images [N, C, H, W] for the widths of the bilateral filter.
+    """
     table: dict[str, Any] = {"noisy": {}, "bilateral": {}, "bilateral widths": {}, "bm3d": {}}
-    peer = bm3d()
+    peer = bm3d(images.shape[1])
     for level in LEVELS:
         key = str(level)
         table["noisy"][key] = round(float(edm.psnr(noisy(images, level), images).mean()), 2)
@@ -104,13 +111,60 @@ def baselines(pack: data.Pack, size: int, say: Callable[[str], None] = print) ->
     return table
 
 
-def evaluate(network: torch.nn.Module, meta: Mapping[str, Any], images: Tensor) -> dict[str, float]:
-    """Mean PSNR in dB of a network on crops, per level."""
+def evaluate(
+    task: Objective, network: torch.nn.Module, images: Tensor, conditions: Conditions | None = None
+) -> dict[str, float]:
+    """Mean PSNR in dB of a network on images [N, C, H, W], per level; image k given row k of the conditions."""
 
     def method(x: Tensor, sigma: float) -> Tensor:
-        return torch.cat([edm.denoise(network, x[k : k + 1], sigma, meta["sigma_data"]) for k in range(len(x))])
+        rows = [{n: v[k : k + 1] for n, v in (conditions or {}).items()} for k in range(len(x))]
+        return torch.cat([task.denoise(network, x[k : k + 1], sigma, rows[k]) for k in range(len(x))])
 
     return {str(level): round(float(score(method, images, level).mean()), 2) for level in LEVELS}
+
+
+def held_out(source: Source, recipe: Recipe) -> tuple[Tensor, dict[str, Tensor]]:
+    """The images that a card is measured on, and their conditions."""
+    return source.held_out(recipe.validate_size, recipe.validate_count)
+
+
+def measure(
+    weights: Path,
+    card: Path,
+    cache: Path | None = None,
+    baselines_file: Path | None = None,
+    say: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """PSNR per method and level: the network's under its name, then those of the baselines.
+
+    Networks with conditions are measured without any, and with the true one under their name and "given". Also
+    `images` [N, height, width] and `cpu seconds per call`.
+    """
+    tables = read_card(card)
+    recipe = Recipe.from_table(tables["training"])
+    source = open_source(tables["data"], recipe, cache)
+    network, meta = load_network(weights)
+    task = objective(recipe.objective, meta["sigma_data"])
+    images, conditions = held_out(source, recipe)
+    if not len(images):
+        raise InputError(f"{card} holds out no image to measure on: name some under hold_out.")
+    started = time.process_time()
+    table: dict[str, Any] = {meta["name"]: evaluate(task, network, images)}
+    seconds = (time.process_time() - started) / len(images) / len(LEVELS)
+    taken = {k: v for k, v in conditions.items() if meta["config"].get("classes" if k == "label" else "texts")}
+    if taken:
+        table[f"{meta['name']}, given {' and '.join(taken)}"] = evaluate(task, network, images, taken)
+    if baselines_file is not None and baselines_file.exists():
+        table.update(json.loads(baselines_file.read_text()))
+    else:
+        tuning = source.draw(4, np.random.default_rng(0))[0]
+        measured = baselines(images, tuning, say)
+        if baselines_file is not None:
+            write_text(baselines_file, json.dumps(measured, indent=1) + "\n")
+        table.update(measured)
+    table["images"] = [len(images), *images.shape[2:]]
+    table["cpu seconds per call"] = round(seconds, 3)
+    return table
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -120,40 +174,28 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("weights", type=Path, help="exported .safetensors, or the folder of a run")
     parser.add_argument("card", type=Path)
-    parser.add_argument("--data", type=Path, help="cache of packages and images (default: $UNVEIL_DATA)")
+    parser.add_argument("--cache", type=Path, help="cache of packages and images (default: $UNVEIL_DATA)")
     parser.add_argument(
         "--baselines", type=Path, help="JSON of the baselines: read if there, else measured and written"
     )
     parser.add_argument("--out", type=Path, help="write all numbers here, as JSON")
-    parser.add_argument("--size", type=int, default=256, help="side of the held-out crops")
     given = parser.parse_args(arguments)
     torch.set_num_threads(1)
     try:
-        pack = data.build(read_card(given.card)["data"], given.data, data.quiet)
         weights = given.weights
         if weights.is_dir():
             weights = export(weights, weights / "evaluated.safetensors", given.card.stem)
-        network, meta = load_network(weights)
+        table = measure(weights, given.card, given.cache, given.baselines)
     except UnveilError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    images = crops.evaluation_crops(pack, given.size)
-    started = time.process_time()
-    table: dict[str, Any] = {meta["name"]: evaluate(network, meta, images)}
-    seconds = (time.process_time() - started) / len(images) / len(LEVELS)
-    if given.baselines is not None and given.baselines.exists():
-        table.update(json.loads(given.baselines.read_text()))
-    elif given.baselines is not None:
-        measured = baselines(pack, given.size)
-        write_text(given.baselines, json.dumps(measured, indent=1) + "\n")
-        table.update(measured)
-    print(f"{len(images)} held-out images {given.size}x{given.size}, {seconds:.2f} cpu-seconds per network call")
-    print("sigma/255".ljust(12) + "".join(f"{level:>8}" for level in LEVELS))
+    count, height, width = table["images"]
+    print(f"{count} held-out images {height}x{width}, {table['cpu seconds per call']} cpu-seconds per network call")
+    print("sigma/255".ljust(24) + "".join(f"{level:>8}" for level in LEVELS))
     for method, row in table.items():
-        if "widths" not in method:
-            print(method.ljust(12) + "".join(f"{row.get(str(level), float('nan')):8.2f}" for level in LEVELS))
+        if isinstance(row, dict) and "widths" not in method:
+            print(method.ljust(24) + "".join(f"{row.get(str(level), float('nan')):8.2f}" for level in LEVELS))
     if given.out is not None:
-        table["cpu seconds per call"] = round(seconds, 3)
         write_text(given.out, json.dumps(table, indent=1) + "\n")
     return 0
 

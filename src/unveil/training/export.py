@@ -14,13 +14,14 @@ from torch import Tensor, nn
 
 from ..errors import CheckpointError
 from ..io.atomic import write_atomic
+from ..priors.networks.autoencoder import Autoencoder
 from ..priors.networks.unet import UNet
 from ..priors.networks.velocity import VelocityUNet
 from . import checkpoint
 from .objectives import objective
 
 FORMAT = 1
-NETWORKS: dict[str, type[nn.Module]] = {"unet": UNet, "velocity-unet": VelocityUNet}
+NETWORKS: dict[str, type[nn.Module]] = {"unet": UNet, "velocity-unet": VelocityUNet, "autoencoder": Autoencoder}
 
 
 def description(name: str, config: dict[str, Any], recipe: Mapping[str, Any]) -> dict[str, Any]:
@@ -54,6 +55,8 @@ def export(run: Path, target: Path, name: str) -> Path:
     shared = checkpoint.read_part(folder, "shared")
     recipe = shared["recipe"]
     meta = description(name, shared["config"], recipe)
+    if shared.get("latent"):
+        meta["latent"] = shared["latent"]
     tensors = {k: v.to(torch.float16).contiguous() for k, v in sorted(shared["average"].items())}
     for key, tensor in tensors.items():
         if not torch.isfinite(tensor).all():

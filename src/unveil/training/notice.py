@@ -1,6 +1,6 @@
 """Credits of training images, from the machine-readable copyright files of Debian packages (DEP-5).
 
-python -m unveil.training.notice CARD [--data CACHE] > NOTICE
+python -m unveil.training.notice CARD [--cache DIR] > NOTICE
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from ..errors import UnveilError
 from . import data
 from .recipe import read_card
 
+MANY = 400  # a source of more images is credited as a whole
 Paragraph = tuple[list[str], list[str], str]  # patterns, copyright holders, licence
 
 
@@ -82,46 +83,66 @@ def _copyright_text(source: Mapping[str, Any], archive: Path) -> str | None:
 
 
 def notice(card: Mapping[str, Any], cache: Path | None = None) -> str:
-    """The credits of every image of a card, one line each, as text."""
+    """The credits of a card's data as text: one line per image, or per source of more than `MANY` or of volumes.
+
+    What a source says under `credit` is quoted. Raises InputError as `data.build` does.
+    """
     cache = data.default_cache() if cache is None else cache
-    pack = data.build(card["data"], cache, data.quiet)
+    table = card.get("data", {})
+    if table.get("kind") == "ellipses":
+        return "The training data are generated: there is nobody to credit.\n"
+    pack = None if table.get("kind") == "slices" else data.build(table, cache, data.quiet)
     lines: list[str] = []
-    for source in card["data"]["source"]:
+    for source in [*table.get("source", []), *([table["encoder"]] if "encoder" in table else [])]:
         name = source.get("package") or source["path"]
-        text = _copyright_text(source, data.fetch(source, cache))
         lines += [
             "",
             f"{name} {source.get('version', '')}",
             f"  stated licence: {source.get('licence', 'unknown')}",
         ]
-        paragraphs = parse_copyright(text) if text else []
-        if text and not paragraphs:
-            lines += ["  " + line for line in text.strip().splitlines()]
-        splits = {e["name"]: e["split"] for e in pack.entries if e["source"] == name}
-        package_holders: list[str] = []
-        for path, split in sorted(splits.items()):
-            mark = "" if split == "train" else " [held out: not trained on]"
-            holders, licence, specific = credit(path, paragraphs)
-            if not paragraphs:
-                lines.append(f"  {path}{mark}")
-            elif specific:
-                lines.append(f"  {path}: {licence}; {'; '.join(holders)}{mark}")
-            else:
-                package_holders = holders
-                lines.append(f"  {path}: {licence}; the package's authors{mark}")
-        if package_holders:
-            lines.append(f"  The package's authors: {'; '.join(package_holders)}")
+        lines += ["  " + line for line in str(source.get("credit", "")).strip().splitlines()]
+        entries = [e for e in pack.entries if e["source"] == name] if pack else []
+        splits = {e["name"]: e["split"] for e in entries}
+        if 0 < len(splits) <= MANY:
+            lines += _per_image(source, data.fetch(source, cache), splits)
+        elif splits:
+            seen = sum(split == "train" for split in splits.values())
+            lines.append(f"  {len(splits)} images, {seen} of them trained on")
+        else:
+            held = set(source.get("hold_out", []))
+            marks = {p: " [held out: not trained on]" if p in held else "" for p in source.get("include", [])}
+            lines += [f"  {path}{mark}" for path, mark in marks.items()]
     return "\n".join(lines).strip() + "\n"
+
+
+def _per_image(source: Mapping[str, Any], archive: Path, splits: Mapping[str, str]) -> list[str]:
+    text = _copyright_text(source, archive)
+    paragraphs = parse_copyright(text) if text else []
+    lines = ["  " + line for line in text.strip().splitlines()] if text and not paragraphs else []
+    package_holders: list[str] = []
+    for path, split in sorted(splits.items()):
+        mark = "" if split == "train" else " [held out: not trained on]"
+        holders, licence, specific = credit(path, paragraphs)
+        if not paragraphs:
+            lines.append(f"  {path}{mark}")
+        elif specific:
+            lines.append(f"  {path}: {licence}; {'; '.join(holders)}{mark}")
+        else:
+            package_holders = holders
+            lines.append(f"  {path}: {licence}; the package's authors{mark}")
+    if package_holders:
+        lines.append(f"  The package's authors: {'; '.join(package_holders)}")
+    return lines
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Print the credits; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m unveil.training.notice", description="Credits of a card's images.")
     parser.add_argument("card", type=Path)
-    parser.add_argument("--data", type=Path, help="cache of packages and images (default: $UNVEIL_DATA)")
+    parser.add_argument("--cache", type=Path, help="cache of packages and images (default: $UNVEIL_DATA)")
     given = parser.parse_args(arguments)
     try:
-        print(notice(read_card(given.card), given.data), end="")
+        print(notice(read_card(given.card), given.cache), end="")
     except UnveilError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

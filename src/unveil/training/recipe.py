@@ -24,7 +24,7 @@ else:
 class Recipe:
     """The `[training]` table of a card. All but `checkpoint_minutes` counts steps, never seconds."""
 
-    objective: str = "edm"  # "edm", a denoiser, or "flow", a velocity
+    objective: str = "edm"  # "edm", a denoiser; "flow", a velocity; "autoencoder"
     start: str = ""  # weights to begin with: the name of a prior of the zoo, or a file
     steps: int = 1000
     batch: int = 16  # crops per worker and step
@@ -61,8 +61,8 @@ class Recipe:
     def __post_init__(self) -> None:
         if min(self.steps, self.batch, self.size, self.workers, self.average_every) < 1:
             raise InputError("[training] steps, batch, size, workers and average_every must be at least 1.")
-        if self.objective not in ("edm", "flow"):
-            raise InputError(f"[training] objective is edm or flow, not {self.objective!r}.")
+        if self.objective not in ("edm", "flow", "autoencoder"):
+            raise InputError(f"[training] objective is edm, flow or autoencoder, not {self.objective!r}.")
         if self.precision not in ("auto", "fp32", "bf16") or self.compile not in ("auto", "yes", "no"):
             raise InputError("[training] precision is auto, fp32 or bf16; compile is auto, yes or no.")
 

@@ -1,4 +1,4 @@
-"""Where training batches come from: packed images, generated phantoms, slices of volumes."""
+"""Where training batches come from: packed images, their codes, generated phantoms, slices of volumes."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from ..errors import unknown
 from . import data
 from .crops import Crops, held_out_crops
+from .latents import Latents
 from .phantoms import Ellipses
 from .recipe import Recipe
 from .volumes import Slices
@@ -55,7 +56,7 @@ class Images:
 def open_source(
     table: Mapping[str, Any], recipe: Recipe, cache: Path | None = None, say: Callable[[str], None] = data.quiet
 ) -> Source:
-    """The source of a card's `[data]` table: `kind` is "images" (the default), "ellipses" or "slices".
+    """The source of a card's `[data]` table: `kind` is "images" (the default), "ellipses", "slices", "latents".
 
     Fetches and packs what is not in the cache yet. Raises InputError as `data.build` does.
     """
@@ -66,4 +67,6 @@ def open_source(
         return Ellipses(table, recipe.size)
     if kind == "slices":
         return Slices(table, recipe, cache, say)
-    raise unknown("[data] kind =", str(kind), ("images", "ellipses", "slices"))
+    if kind == "latents":
+        return Latents(table, recipe, cache, say)
+    raise unknown("[data] kind =", str(kind), ("images", "ellipses", "slices", "latents"))

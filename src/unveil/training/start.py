@@ -8,6 +8,16 @@ from torch import nn
 
 from ..errors import InputError
 from ..priors.loaders import ZOO
+from .export import read_weights
+
+
+def find_weights(name: str, key: str) -> Path:
+    """The file of a prior of the zoo, or the file of this name. `key` is what the card calls it."""
+    path = ZOO / f"{name}.safetensors"
+    path = path if path.is_file() else Path(name)
+    if not path.is_file():
+        raise InputError(f"{key} = {name!r} is neither a prior of the zoo nor a file.")
+    return path
 
 
 def load_start(network: nn.Module, start: str) -> None:
@@ -15,11 +25,7 @@ def load_start(network: nn.Module, start: str) -> None:
 
     Raises InputError for a file that is missing or does not fit.
     """
-    from .export import read_weights
-
-    path = ZOO / f"{start}.safetensors" if (ZOO / f"{start}.safetensors").is_file() else Path(start)
-    if not path.is_file():
-        raise InputError(f"[training] start = {start!r} is neither a prior of the zoo nor a file.")
+    path = find_weights(start, "[training] start")
     state, _ = read_weights(path)
     own = network.state_dict()
     shapes = [{k: v.shape for k, v in weights.items()} for weights in (own, state)]

@@ -38,7 +38,6 @@ from .recipe import Recipe, draw_sigma, rate_factor, read_card, replan
 from .sources import open_source
 from .start import load_start
 
-VALIDATION_LEVELS = (25, 50)  # noise standard deviations, of 255
 # glibc hands every large tensor back to the kernel by default and fetches it anew: keep them.
 MALLOC = {
     "MALLOC_MMAP_MAX_": "0",
@@ -269,6 +268,7 @@ class _Worker:
                 "averages": self.averages,
                 "seconds": seconds,
                 "plans": self.plans,
+                "latent": getattr(self.source, "latent", None),
             }
             checkpoint.write_part(self.out, self.step, "shared", shared)
 
@@ -373,7 +373,7 @@ def _work(
             }
             validating = _crossed(w.step, passed, recipe.validate_every) or at_end
             if validating and w.held_out is not None and len(w.held_out):
-                record["psnr"] = validate(w.task, w.average, w.held_out, VALIDATION_LEVELS)
+                record["psnr"] = validate(w.task, w.average, w.held_out)
             append_line(out / "log.jsonl", json.dumps(record))
             left = (recipe.steps - w.step) * recipe.batch * recipe.workers / max(rate, 1e-9) / 60
             scores = "".join(f"  psnr@{k} {v:.2f}" for k, v in record.get("psnr", {}).items())

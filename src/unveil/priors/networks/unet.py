@@ -70,7 +70,7 @@ class NoiseEmbedding(nn.Module):
 
     def forward(self, c_noise: Tensor, label: Tensor | None, text: Tensor | None = None) -> Tensor:
         phase = c_noise.float()[:, None] * self.omega
-        h: Tensor = self.hidden(torch.cat([phase.cos(), phase.sin()], dim=1))
+        h: Tensor = self.hidden(torch.cat([phase.cos(), phase.sin()], dim=1).to(self.hidden.weight.dtype))
         if self.label is not None:
             if label is None:
                 label = torch.full(c_noise.shape, self.label.num_embeddings - 1, device=c_noise.device)

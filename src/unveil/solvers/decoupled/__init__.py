@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from .daps import DAPS
-from .diffpir import DiffPIR
-from .pnp_dm import PnPDM
-
-__all__ = ["DAPS", "DiffPIR", "PnPDM"]
+SOLVERS = {
+    "daps": "DAPS",
+    "diffpir": "DiffPIR",
+    "pnp-dm": "PnPDM",
+}
+"""Name of each solver and its class, in the file of that name (``-`` becomes ``_``)."""

@@ -2,42 +2,30 @@
 
 from __future__ import annotations
 
-from .ccdf import CCDF
-from .ddnm import DDNM
-from .ddpg import DDPG
-from .ddrm import DDRM
-from .dds import DDS
-from .dps import DPS
-from .dsg import DSG
-from .ilvr import ILVR
-from .kadkhodaie_simoncelli import KadkhodaieSimoncelli
-from .mcg import MCG
-from .mmps import MMPS
-from .mpgd import MPGD
-from .pigdm import PiGDM
-from .repaint import RePaint
-from .score_ald import ScoreALD
-from .score_sde import ScoreSDE
-from .snips import SNIPS
-from .tmpd import TMPD
-
-__all__ = [
-    "CCDF",
-    "DDNM",
-    "DDPG",
-    "DDRM",
-    "DDS",
-    "DPS",
-    "DSG",
-    "ILVR",
-    "MCG",
-    "MMPS",
-    "MPGD",
-    "SNIPS",
-    "TMPD",
-    "KadkhodaieSimoncelli",
-    "PiGDM",
-    "RePaint",
-    "ScoreALD",
-    "ScoreSDE",
-]
+SOLVERS = {
+    "ccdf": "CCDF",
+    "ddnm": "DDNM",
+    "ddpg": "DDPG",
+    "ddrm": "DDRM",
+    "dds": "DDS",
+    "dmap": "DMAP",
+    "dmps": "DMPS",
+    "dpps": "DPPS",
+    "dps": "DPS",
+    "dsg": "DSG",
+    "freedom": "FreeDoM",
+    "ilvr": "ILVR",
+    "kadkhodaie-simoncelli": "KadkhodaieSimoncelli",
+    "lgd-mc": "LGDMC",
+    "mcg": "MCG",
+    "mmps": "MMPS",
+    "mpgd": "MPGD",
+    "peng": "Peng",
+    "pigdm": "PiGDM",
+    "repaint": "RePaint",
+    "score-ald": "ScoreALD",
+    "score-sde": "ScoreSDE",
+    "snips": "SNIPS",
+    "tmpd": "TMPD",
+}
+"""Name of each solver and its class, in the file of that name (``-`` becomes ``_``)."""

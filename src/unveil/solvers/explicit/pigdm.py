@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ...errors import InputError
+from ...operators.base import Invertible, Linear
+from ...problem import Problem
 from ...registry import register
 from ..base import Run, Solver, State
 from ..moves import ddim, midway
@@ -24,8 +26,9 @@ class PiGDM(Solver):
 
         x0 = D + sigma^2 J^T A^T (r^2 A A^T + sigma_y^2 I)^-1 (y - A D)
 
-    and a DDIM step with x0, and the eps that belongs to it, follows. Without noise this is J^T A^+ (y - A D) sigma^2
-    / r^2.
+    and a DDIM step with x0, and the eps that belongs to it, follows. Without noise the shift is sigma^2 / r^2 times
+    J^T (A^+ y - A^+ A D). That asks of A^+ only that A A^+ A = A, and of A no derivative, so that operators which are
+    not linear, but bring such a ``pinv`` (quantisation, JPEG, high dynamic range), are taken too.
 
     data_variance
         v, for data in [-1, 1]; 1 as in the paper. Other ranges are converted.
@@ -51,12 +54,22 @@ class PiGDM(Solver):
         if self.order not in (1, 2):
             raise InputError(f"{self.name} takes steps of order 1 or 2, got {self.order}")
 
+    def unfit(self, problem: Problem) -> str | None:
+        if not isinstance(problem.operator, Linear) and isinstance(problem.operator, Invertible):
+            return None if problem.noise.sigma == 0 else "with an operator not linear it needs data without noise"
+        return super().unfit(problem)
+
     def step(self, state: State, run: Run) -> State:
         sigma, sigma_next = run.schedule.pair(state.i)
         v = self.data_variance * run.scale**2
         r2 = sigma**2 * v / (sigma**2 + v)
         mean, pullback = run.prior.vjp(state.x, sigma)
-        shift = pullback(run.problem.gain(run.problem.residual(mean), r2))
+        operator = run.problem.operator
+        if not isinstance(operator, Linear) and isinstance(operator, Invertible):
+            gain = run.problem.pinv() - operator.pinv(operator(mean))
+        else:
+            gain = run.problem.gain(run.problem.residual(mean), r2)
+        shift = pullback(gain)
         x0 = mean + (sigma**2 / r2) * shift
         ahead = midway(x0, state, run.schedule) if self.order == 2 else x0
         return state.next(ddim(state.x, ahead, sigma, sigma_next, self.eta, run.rng), x0)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from .flair import FLAIR
-from .red_diff import REDDiff
-from .rsld import RSLD
-from .sds import SDS
-from .smrd import SMRD
-
-__all__ = ["FLAIR", "RSLD", "SDS", "SMRD", "REDDiff"]
+SOLVERS = {
+    "flair": "FLAIR",
+    "red-diff": "REDDiff",
+    "rsld": "RSLD",
+    "sds": "SDS",
+    "smrd": "SMRD",
+}
+"""Name of each solver and its class, in the file of that name (``-`` becomes ``_``)."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 from harness import check_parity
 
-NAMES = ["dps", "dsg", "mcg", "mpgd", "tmpd"]
+NAMES = [
+    "dmap", "dmps", "dpps", "dps", "dsg", "freedom", "lgd-mc", "lgd-mc-equal", "mcg", "mpgd", "peng", "peng-II", "tmpd",
+]  # fmt: skip
 
 RTOL = {"dsg": 1e-5}
 """Where it is not 1e-8: the code of dsg adds 1e-8 to the norms that it divides by."""

@@ -1,0 +1,144 @@
+"""What samples are taken for: digits by a small classifier, emoji by the nearest one and its name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from . import augment, crops, data, texts
+from .objectives import Objective
+from .samples import sample
+
+
+class Classifier(nn.Module):
+    """A small convolutional network for grey images of 32 x 32; `features` [N, 64] are what `head` sees."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(1, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+            nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(), nn.Conv2d(64, 64, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+            nn.Flatten(), nn.Dropout(0.3), nn.Linear(64 * 64, 64), nn.ReLU(),
+        )  # fmt: skip
+        self.head = nn.Linear(64, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(self.body(x))
+        return out
+
+
+def train_classifier(images: Tensor, labels: Tensor, classes: int, steps: int = 900, seed: int = 0) -> Classifier:
+    """A classifier trained on images [N, 1, 32, 32] in [-1, 1], mildly warped, by Adam."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = Classifier(classes)
+        optimiser = torch.optim.Adam(network.parameters(), lr=2e-3)
+        rng = np.random.default_rng(seed)
+        for step in range(steps):
+            optimiser.param_groups[0]["lr"] = 2e-3 * min(1.0, 2 * (1 - step / steps))
+            pick = torch.from_numpy(rng.integers(len(images), size=64))
+            loss = F.cross_entropy(network(augment.warp(images[pick], rng, 0.12, 0.7)), labels[pick])
+            optimiser.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+    return network.eval().requires_grad_(False)
+
+
+def frechet(a: Tensor, b: Tensor) -> float:
+    """Frechet distance |m - m'|^2 + tr(C + C' - 2 (C C')^(1/2)) of the Gaussians of two sets of features [N, D]."""
+    a, b = a.double(), b.double()
+    covariances = [torch.cov(f.T) for f in (a, b)]
+    values, vectors = torch.linalg.eigh(covariances[0])
+    root = vectors @ torch.diag(values.clamp(min=0).sqrt()) @ vectors.T
+    cross = torch.linalg.eigvalsh(root @ covariances[1] @ root).clamp(min=0).sqrt().sum()
+    return float((a.mean(0) - b.mean(0)).square().sum() + sum(torch.trace(c) for c in covariances) - 2 * cross)
+
+
+def digits(
+    task: Objective,
+    network: Callable[..., Tensor],
+    pack: data.Pack,
+    count: int = 2000,
+    confident: float = 0.9,
+    say: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """How samples of a class-conditional prior look to a classifier that was trained on images held out from it.
+
+    Four fifths of the held-out images train it, the rest test it. `recognised`: share of samples without a label that
+    one class has a probability over `confident` for (`recognised_real`: of the test images); `shares`: the least and
+    the greatest share of a class among them; `right`: share of samples with a label that are taken for it; the
+    Frechet distances to the training images in the classifier's features are of the samples without label and of the
+    held-out images that it was not trained on, as many of each.
+    """
+    unseen, known = crops.held_out_crops(pack, 32)
+    labels = known["label"]
+    testing = torch.arange(len(unseen)) % 5 == 0
+    classes = int(labels.max()) + 1
+    judge = train_classifier(unseen[~testing], labels[~testing], classes)
+    accuracy = float((judge(unseen[testing]).argmax(1) == labels[testing]).float().mean())
+    say(f"classifier: {accuracy:.3f} of the held-out images right")
+    seen = pack.select(lambda e: e["split"] == "train")
+    real = torch.stack([torch.from_numpy(seen.image(k).copy()) for k in range(len(seen))])
+    real = real.permute(0, 3, 1, 2).float() / 127.5 - 1
+    free = sample(task, network, (count, 1, 32, 32), seed=1)
+    say("samples without a label made")
+    asked = torch.arange(count) % classes
+    given = sample(task, network, (count, 1, 32, 32), conditions={"label": asked}, seed=2)
+    chances = judge(free).softmax(1)
+    sure = chances.amax(1) > confident
+    shares = torch.bincount(chances.argmax(1), minlength=classes) / count
+    features = [judge.body(x) for x in (real, free, unseen[testing])]
+    return {
+        "classifier_accuracy": round(accuracy, 4),
+        "recognised": round(float(sure.float().mean()), 4),
+        "recognised_real": round(float((judge(unseen[testing]).softmax(1).amax(1) > confident).float().mean()), 4),
+        "shares": [round(float(shares.min()), 4), round(float(shares.max()), 4)],
+        "right": round(float((judge(given).argmax(1) == asked).float().mean()), 4),
+        "frechet": round(frechet(features[0], features[1][: len(features[2])]), 2),
+        "frechet_real": round(frechet(features[0], features[2]), 2),
+        "samples": count,
+    }
+
+
+def emoji(
+    task: Objective,
+    network: Callable[..., Tensor],
+    pack: data.Pack,
+    encoder: Path,
+    shape: tuple[int, ...] = (3, 64, 64),
+    decode: Callable[[Tensor], Tensor] | None = None,
+    count: int = 100,
+    among: int = 20,
+    guidance: float = 3.0,
+) -> dict[str, Any]:
+    """How often a guided sample for a name never trained on is given that name back, among `among`.
+
+    The prompts are the short names of trained emoji that differ from the trained names. A sample is taken for the
+    trained emoji nearest to it in pixels, and its name's embedding is compared with those of the prompt and of
+    `among` - 1 others. `encoder`: the wheel of the text encoder; `decode`: what makes images of samples of `shape`.
+    """
+    seen = pack.select(lambda e: e["split"] == "train")
+    names = {e["caption"] for e in seen.entries}
+    spoken = [(k, e["short"].replace("_", " ").replace("-", " ")) for k, e in enumerate(seen.entries)]
+    spoken = [(k, s) for k, s in spoken if s not in names and s.replace(" ", "").isalpha() and "flag" not in s]
+    rng = np.random.default_rng(0)
+    chosen = [spoken[i] for i in rng.permutation(len(spoken))[:count]]
+    prompts = torch.from_numpy(texts.embed([s for _, s in chosen], encoder))
+    x = sample(task, network, (len(chosen), *shape), conditions={"text": prompts}, guidance=guidance)
+    x = x if decode is None else decode(x)
+    real = torch.stack([torch.from_numpy(seen.image(k).copy()) for k in range(len(seen))])
+    flat = (real.permute(0, 3, 1, 2).float() / 127.5 - 1).flatten(1)
+    nearest = torch.cdist(x.flatten(1), flat).argmin(1)
+    taken = seen.conditions(nearest.tolist())["text"]
+    right, among = 0, min(among, len(chosen))
+    for k in range(len(chosen)):
+        others = rng.choice([i for i in range(len(chosen)) if i != k], among - 1, replace=False)
+        scores = prompts[[k, *others]] @ taken[k]
+        right += int(scores.argmax() == 0)
+    return {"retrieved": round(right / len(chosen), 3), "chance": round(1 / among, 3), "prompts": len(chosen)}
