@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 from statistics import median
+from typing import Any
 
 import torch
 
@@ -21,7 +22,9 @@ def seconds(work: Callable[[], object]) -> float:
 
 def main(arguments: list[str]) -> int:
     """Print seconds of one projection and their ratio; 1 if ours is slower than ten times theirs."""
-    from skimage.transform import radon
+    import skimage.transform
+
+    radon: Any = skimage.transform.radon
 
     size, count, rounds = (int(a) for a in (*arguments, "256", "180", "5")[:3])
     threads = torch.get_num_threads()
