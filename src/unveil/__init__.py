@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from . import solvers as solvers
     from .errors import CheckpointError, InputError, NotCompatible, UnknownName, UnveilError
     from .noise import Gaussian, Noise, NoNoise, Poisson, PoissonGaussian, estimate_sigma
-    from .operators import example_operator
+    from .operators import as_operator, example_operator
     from .priors import GaussianMixturePrior, GaussianPrior, Prior, as_prior, load_prior
     from .problem import Problem
     from .registry import register
@@ -41,7 +41,7 @@ _MODULES = (
 _HOME = {
     "errors": ("CheckpointError", "InputError", "NotCompatible", "UnknownName", "UnveilError"),
     "noise": ("Gaussian", "NoNoise", "Noise", "Poisson", "PoissonGaussian", "estimate_sigma"),
-    "operators": ("example_operator",),
+    "operators": ("as_operator", "example_operator"),
     "priors": ("GaussianMixturePrior", "GaussianPrior", "Prior", "as_prior", "load_prior"),
     "problem": ("Problem",),
     "registry": ("register",),
@@ -105,6 +105,7 @@ __all__ = [
     "UnknownName",
     "UnveilError",
     "__version__",
+    "as_operator",
     "as_prior",
     "estimate_sigma",
     "example_operator",

@@ -1,8 +1,9 @@
 """Data files of instruments as tensors, and back with what belongs to them.
 
-``read_data(path)`` gives values as they are stored, in their own units and with every bit they have (integers of up to
-16 bits become float32, which holds them exactly; wider ones float64; complex stays complex), and a :class:`DataFormat`
-with the rest: spacing, affine, exposure and the file's own header, which :func:`write_data` puts into the file it writes.
+``read_data(path)`` gives values as they are stored, in their own units and with every bit they have: integers of up to
+16 bits become float32, which holds them exactly, wider ones float64, and complex stays complex. The rest is in a
+:class:`DataFormat`: spacing, affine, exposure and the file's own header, which :func:`write_data` puts into the file
+that it writes.
 
     .npy .npz             numpy, without pickles
     .mat                  MATLAB (scipy; h5py for version 7.3)

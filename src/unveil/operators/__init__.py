@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..registry import lookup
+from .adapters import as_operator
 from .base import Linear, Operator, Parametric, Spectral
 from .blur import Blur
 from .channels import Grayscale
@@ -71,6 +72,7 @@ __all__ = [
     "WalshHadamard",
     "Weights",
     "add",
+    "as_operator",
     "birdcage_maps",
     "box_kernel",
     "compose",
