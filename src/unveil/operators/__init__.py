@@ -29,16 +29,20 @@ from .resize import Downsample
 from .response import Clip, HighDynamicRange, NonlinearBlur, Quantize
 from .sensing import RandomSensing, SinglePixel, gaussian_matrix
 from .superresolution import SuperResolution
+from .tomography import PET, ConeBeam, FanBeam, ParallelBeam, views
 from .varying import VaryingBlur
 from .weights import Weights
 
 __all__ = [
     "JPEG",
     "MRI",
+    "PET",
     "Blur",
     "Clip",
     "CodedDiffraction",
+    "ConeBeam",
     "Downsample",
+    "FanBeam",
     "Fourier",
     "FourierMagnitude",
     "Grayscale",
@@ -55,6 +59,7 @@ __all__ = [
     "NonlinearBlur",
     "NonuniformFourier",
     "Operator",
+    "ParallelBeam",
     "Parametric",
     "Quantize",
     "RandomMagnitude",
@@ -85,6 +90,7 @@ __all__ = [
     "spiral_trajectory",
     "stack",
     "uv_coverage",
+    "views",
 ]
 
 
