@@ -2,7 +2,7 @@
 
 ``read_data(path)`` gives values as they are stored, in their own units and with every bit they have (integers of up to
 16 bits become float32, which holds them exactly; wider ones float64; complex stays complex), and a :class:`DataFormat`
-with the rest: spacing, affine, exposure and the file's own header, which :func:`write_data` puts into the file it writes.
+with the rest: spacing, affine, exposure and the file's own header, which :func:`write_data` puts into what it writes.
 
     .npy .npz             numpy, without pickles
     .mat                  MATLAB (scipy; h5py for version 7.3)

@@ -35,7 +35,7 @@ def read_nifti(path: Path, key: str) -> tuple[np.ndarray, DataFormat]:
 
 
 def write_nifti(path: Path, array: np.ndarray, form: DataFormat) -> None:
-    """With affine, orientation codes and units of ``form``; without one, voxels of ``form.spacing`` mm at the origin."""
+    """With affine, orientation codes and units of ``form``; without, voxels of ``form.spacing`` mm at the origin."""
     nibabel = package("nibabel")
     header, affine = nibabel.Nifti1Header(), np.eye(4)
     if form.header:
