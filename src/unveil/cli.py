@@ -203,6 +203,7 @@ def sample(
     sampler: Annotated[str, typer.Option(help="ancestral, ddim, heun or dpmpp-2m.")] = "dpmpp-2m",
     steps: Annotated[int, typer.Option(min=1, help="Noise levels.")] = 32,
     label: Annotated[int | None, typer.Option(help="Class, of a prior that has classes.")] = None,
+    text: Annotated[str | None, typer.Option(help="Of a prior that takes texts, as emoji.")] = None,
     guidance: Annotated[
         float | None, typer.Option(help="Classifier-free guidance towards the condition: 1 is none.")
     ] = None,
@@ -214,7 +215,7 @@ def sample(
     """Draw from a prior itself, without a measurement: what does it know?"""
     from .app.sample import Wanted, draw
 
-    wanted = Wanted(prior, count, size, sampler, steps, label, guidance, seed, chunk, device or "auto")
+    wanted = Wanted(prior, count, size, sampler, steps, label, text, guidance, seed, chunk, device or "auto")
     for line in draw(wanted, out, quiet):
         print(line)
 

@@ -37,7 +37,7 @@ def test_values_are_those_of_the_library(unveil, tmp_path, toy):
         (("--size", "8x8x8"), "this prior takes 2 sizes, got --size 8x8x8"),
         (("--size", "big"), "--size is a number, or numbers as 64x96, not big"),
         (("--label", "3"), "takes no condition"),
-        (("--guidance", "2"), "--guidance strengthens a condition: add --label"),
+        (("--guidance", "2"), "--guidance strengthens a condition: add --label or --text"),
         (("--out", "there.png"), "there.png exists: choose another name"),
         (("--out", "samples.jpg"), "must end in .png (a sheet of images) or .npy"),
     ],

@@ -31,6 +31,7 @@ class Wanted:
     sampler: str = "dpmpp-2m"
     steps: int = 32
     label: int | None = None
+    text: str | None = None
     guidance: float | None = None
     seed: int = 0
     chunk: int = 16
@@ -111,9 +112,10 @@ def _shape(prior: Prior, size: str | None) -> tuple[int, ...]:
 
 
 def _conditioned(prior: Prior, wanted: Wanted) -> Prior:
-    if wanted.label is None:
+    asked = {k: v for k, v in {"label": wanted.label, "text": wanted.text}.items() if v is not None}
+    if not asked:
         if wanted.guidance is not None:
-            raise InputError("--guidance strengthens a condition: add --label")
+            raise InputError("--guidance strengthens a condition: add --label or --text")
         return prior
-    given = prior.given(label=wanted.label)
+    given = prior.given(**asked)
     return given if wanted.guidance in (None, 1.0) else Guided(given, prior, float(wanted.guidance or 1.0))
