@@ -21,12 +21,14 @@ LIMIT = 50
 """Image-sized operations per network call, outside inner loops."""
 
 CHAINS = {
+    "dcdp": {"descend"},
     "dds": {"conjugate_gradients"},
     "dpps": {"best_noise"},
     "flair": {"to_data"},
     "lgd-mc": {"averaged_gradient"},
     "mmps": {"conjugate_gradients"},
     "peng": {"conjugate_gradients", "hutchinson_diagonal"},
+    "resample": {"descend"},
 }
 """The solvers that have inner loops on operators with a spectral form, and which."""
 
@@ -74,7 +76,8 @@ def test_operations_and_waits_per_network_call(name, task):
         assert step.tally.syncs == []
         assert step.ops_per_call <= LIMIT, step.tally.ops.most_common()
         loops |= set(step.tally.inner)
-    assert loops == CHAINS.get(name, set())
+    if problem.noise.sigma or loops:  # without noise some need none
+        assert loops == CHAINS.get(name, set())
 
 
 def test_the_counter_counts():
@@ -249,7 +252,8 @@ def test_solvers_without_a_vjp_need_little_beside_one_forward(name):
 
 @pytest.mark.parametrize("name", unveil.list_solvers())
 def test_memory_does_not_grow_with_the_steps(name):
-    solver = unveil.get_solver(name, **{"daps": {"inner_steps": 1}, "pnp-dm": {"inner_steps": 2}}.get(name, {}))
+    short = {"daps": {"inner_steps": 1}, "pnp-dm": {"inner_steps": 2}, "resample": {"every": 1}}
+    solver = unveil.get_solver(name, **short.get(name, {}))
     problem, prior = fitting(solver), edm(Cheap())
     few, many = (peak_of(lambda s=steps: unveil.solve(problem, prior, solver, steps=s)) for steps in (5, 25))
     assert many <= few + problem.y.nbytes / 2
