@@ -12,6 +12,8 @@ SHORT = {
     "daps": {"inner_steps": 10},
     "flair": {"data_steps": 3},
     "pnp-dm": {"inner_steps": 5},
+    "score-prior": {"batch": 2, "ode_steps": 1, "hidden": 2, "couplings": 1},
+    "score-prior-surrogate": {"batch": 2, "hidden": 2, "couplings": 1},
     "smrd": {"repeats": 1},
 }
 
@@ -26,6 +28,7 @@ VARIANTS = [
     ("red-diff", {"optimizer": "sgd", "lr": 0.01, "order": "ascending", "weighting": "square"}),
     ("red-diff", {"data": "relative"}),
     ("rsld", {"rho": 0.0, "decay": False}),
+    ("score-prior-surrogate", {"batch": 2, "couplings": 0, "estimator": "total", "clip": 1.0, "levels": 2}),
     ("smrd", {"early_stop": 0.2, "repeats": 1}),
     ("red-diff", {"data": "likelihood", "order": "random", "sigma_x0": 0.01, "weighting": "log"}),
 ]
