@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from .fit import fit
 from .result import Result
+from .sample import sample
 from .solve import solve
 from .stream import Budget, Status, Stream, stream
 
-__all__ = ["Budget", "Result", "Status", "Stream", "fit", "solve", "stream"]
+__all__ = ["Budget", "Result", "Status", "Stream", "fit", "sample", "solve", "stream"]
