@@ -452,6 +452,49 @@ def train(
 
 
 @app.command()
+def fit(
+    solver: Annotated[str, typer.Argument(help="A solver that learns: score-prior, ...", show_default=False)],
+    photo: Photo,
+    task: Task,
+    out: Annotated[Path, typer.Option(help="What was learned: a .safetensors file.", show_default=False)],
+    measured: Annotated[bool, typer.Option("--measured", help="The file is the degraded image.")] = False,
+    mask: Mask = None,
+    kernel: Kernel = None,
+    boundary: Boundary = None,
+    scale: Scale = None,
+    kind: Kind = None,
+    noise: NoiseStd = None,
+    options: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Hyper-parameter of the solver; may be repeated.", metavar="NAME=VALUE"),
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps of learning.")] = None,
+    seed: Seed = 0,
+    prior: Annotated[str, typer.Option(help="Name (unveil list priors) or .safetensors file.")] = "photos",
+    threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
+    device: Device = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted fit, same words.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+) -> None:
+    """Let a solver learn ahead of time; restore --solver NAME --set fitted=FILE then draws from it in one step."""
+    from .app.fit import fit as run
+    from .app.tasks import Asked, parse_options
+    from .run.fit import unfinished
+
+    asked = Asked(
+        task, measured, mask, kernel, boundary, scale, kind, noise, solver, parse_options(options or []),
+        steps=steps, seed=seed, prior=prior, threads=threads, device=device or "auto",
+    )  # fmt: skip
+    try:
+        for line in run(photo, asked, out, resume, quiet):
+            print(line)
+    except KeyboardInterrupt:
+        go_on = "; to go on: the same command with --resume" if unfinished(out).exists() else ""
+        print(f"\ninterrupted{go_on}", file=sys.stderr)
+        raise typer.Exit(130) from None
+
+
+@app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the report; absent or empty.")] = Path("demo"),
     photo: Annotated[Path | None, typer.Option(help="Another photograph than the one that ships.")] = None,

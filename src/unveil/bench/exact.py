@@ -135,6 +135,8 @@ SETTINGS: dict[str, tuple[Setting, ...]] = {
         Setting(samples=64, gate_steps=100),
         Setting("no repulsion", {"gamma": 0.0}, samples=64, slow=True, gate_steps=100),
     ),
+    "score-prior": (Setting(samples=500, slow=True, gate_steps=10),),
+    "score-prior-surrogate": (Setting(samples=500, slow=True, gate_steps=20),),
     "sds": (
         Setting(samples=64, gate_steps=100),
         Setting("decay", {"decay": True}, samples=64, slow=True, gate_steps=100),
