@@ -150,14 +150,14 @@ def test_weights_never_receive_gradients_and_graphs_are_grown_only_for_a_vjp(nam
     assert not any(p.requires_grad for p in network.parameters())
     options = {"daps": {"inner_steps": 2}, "pnp-dm": {"inner_steps": 2}}.get(name, {})
     solver = unveil.get_solver(name, **options)
-    result = unveil.solve(fitting(solver), prior, solver, steps=3)
+    result = unveil.solve(fitting(solver), prior, solver, samples=solver.particles, steps=3)
     assert network.graphs
     assert any(network.graphs) == solver.gradient
     assert not result.samples.requires_grad
     # not even when someone else has turned them on again, to train the network
     network.requires_grad_(True)
     network.graphs.clear()
-    unveil.solve(fitting(solver), prior, solver, steps=3)
+    unveil.solve(fitting(solver), prior, solver, samples=solver.particles, steps=3)
     assert all(p.grad is None for p in network.parameters())
     assert any(network.graphs) == solver.gradient
 
@@ -243,13 +243,18 @@ def test_solvers_without_a_vjp_need_little_beside_one_forward(name):
     options = {"daps": {"inner_steps": 2}, "pnp-dm": {"inner_steps": 2}}.get(name, {})
     solver = unveil.get_solver(name, **options)
     problem, prior, forward, state = big_case(solver)
-    peak = peak_of(lambda: unveil.solve(problem, prior, solver, steps=3))
-    assert peak <= forward + 10 * state, (peak - forward) / state
+    n = solver.particles
+    peak = peak_of(lambda: unveil.solve(problem, prior, solver, samples=n, chunk=1, steps=3))
+    assert peak <= forward + 10 * n * state, (peak - forward) / state
 
 
 @pytest.mark.parametrize("name", unveil.list_solvers())
 def test_memory_does_not_grow_with_the_steps(name):
     solver = unveil.get_solver(name, **{"daps": {"inner_steps": 1}, "pnp-dm": {"inner_steps": 2}}.get(name, {}))
     problem, prior = fitting(solver), edm(Cheap())
-    few, many = (peak_of(lambda s=steps: unveil.solve(problem, prior, solver, steps=s)) for steps in (5, 25))
+
+    def peak(steps):
+        return peak_of(lambda: unveil.solve(problem, prior, solver, samples=solver.particles, steps=steps))
+
+    few, many = peak(5), peak(25)
     assert many <= few + problem.y.nbytes / 2

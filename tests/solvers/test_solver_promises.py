@@ -21,12 +21,15 @@ VARIANTS = [
     ("ddnm", {"travel_length": 2, "travel_repeats": 2}),
     ("ddrm", {"eta": 0.5, "eta_b": 0.4}),
     ("dps", {"zeta": 1.0}),
+    ("fps-smc", {"path": True, "threshold": 1.0, "resampling": "ssp"}),
     ("mmps", {"eta": 0.0}),
     ("pigdm", {"eta": 0.0, "data_variance": 0.5}),
     ("red-diff", {"optimizer": "sgd", "lr": 0.01, "order": "ascending", "weighting": "square"}),
     ("red-diff", {"data": "relative"}),
     ("rsld", {"rho": 0.0, "decay": False}),
     ("smrd", {"early_stop": 0.2, "repeats": 1}),
+    ("tds", {"variance": "dps", "threshold": 1.0}),
+    ("tds", {"variance": "step", "order": 1}),
     ("red-diff", {"data": "likelihood", "order": "random", "sigma_x0": 0.01, "weighting": "log"}),
 ]
 

@@ -55,8 +55,10 @@ STEPS = {
     "diffpir": 60,
     "dps": 100,
     "flair": 40,
+    "fps-smc": 30,
     "ilvr": 60,
     "kadkhodaie-simoncelli": 60,
+    "mcgdiff": 30,
     "mmps": 30,
     "pigdm": 60,
     "pnp-dm": 12,
@@ -68,6 +70,7 @@ STEPS = {
     "sds": 100,
     "smrd": 25,
     "snips": 100,
+    "tds": 30,
 }
 """Steps that restore a photograph of 256 x 256 in well under a minute on two cores; else the solver's own number."""
 
