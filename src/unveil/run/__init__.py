@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from .result import Result
+from .sample import sample
 from .solve import solve
 from .stream import Budget, Status, Stream, stream
 
-__all__ = ["Budget", "Result", "Status", "Stream", "solve", "stream"]
+__all__ = ["Budget", "Result", "Status", "Stream", "sample", "solve", "stream"]
