@@ -17,6 +17,7 @@ from ..operators import (
     PET,
     ConeBeam,
     FanBeam,
+    FourierMagnitude,
     Interferometer,
     Mosaic,
     MultiCoilMRI,
@@ -179,3 +180,25 @@ def _measure_interferometer(scan: Scan, k: int, channels: int | None) -> Measure
     gain = float((y.conj() * again).real.sum() / again.abs().square().sum().clamp(min=1e-30))
     white = float(table.get("white", 0)) or _level((x * gain).abs())
     return Measured(y / white, operator, as_noise(sigma / white), 0.0, white, ("zero-filled", "tv"))
+
+
+def _measure_diffraction(scan: Scan, k: int, channels: int | None) -> Measured:  # noqa: ARG001
+    y, table = scan.arrays["y"][k : k + 1], scan.table
+    (h, w), field, power = table["size"], tuple(y.shape[-2:]), int(table.get("power", 2))
+    if h > field[0] or w > field[1]:
+        raise InputError(f"the image, {h} x {w}, is larger than the field of {field[0]} x {field[1]}")
+    operator = FourierMagnitude((1, h, w), max(1.0, field[0] / h - 1e-9), power)
+    if operator.linear.shape_out((1, h, w))[1:] != field:
+        raise InputError(
+            f"the field, {field[0]} x {field[1]}, is as many times the image, {h} x {w}, along rows as along columns: "
+            "correct size, or crop the data"
+        )
+    sigma = float(table["noise"]) if "noise" in table else 0.0
+    white = float(table.get("white", 0))
+    if not white:
+        from ..bench.classic import hybrid_input_output
+        from ..problem import Problem
+
+        white = _level(hybrid_input_output(Problem(y, operator, as_noise(sigma)), steps=100, restarts=1))
+    scale = white**power
+    return Measured(y / scale, operator, as_noise(sigma / scale), 0.0, white, ("hio",))
