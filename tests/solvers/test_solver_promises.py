@@ -17,6 +17,8 @@ SHORT = {
     "pnp-dm": {"inner_steps": 5},
     "resample": {"every": 1, "inner_steps": 5},
     "sitcom": {"inner_steps": 3},
+    "score-prior": {"batch": 2, "ode_steps": 1, "hidden": 2, "couplings": 1},
+    "score-prior-surrogate": {"batch": 2, "hidden": 2, "couplings": 1},
     "smrd": {"repeats": 1},
 }
 
@@ -28,6 +30,7 @@ VARIANTS = [
     ("ddrm", {"eta": 0.5, "eta_b": 0.4}),
     ("dmplug", {"ddim_steps": 2, "stop": "none"}),
     ("dps", {"zeta": 1.0}),
+    ("fps-smc", {"path": True, "threshold": 1.0, "resampling": "ssp"}),
     ("mmps", {"eta": 0.0}),
     ("pigdm", {"eta": 0.0, "data_variance": 0.5}),
     ("pnp-dm", {"inner_steps": 3, "order": 1, "eta": 0.0}),
@@ -37,7 +40,10 @@ VARIANTS = [
     ("resample", {"every": 2, "inner_steps": 5, "optimizer": "adam"}),
     ("rsld", {"rho": 0.0, "decay": False}),
     ("sitcom", {"inner_steps": 3, "lam": 0.5}),
+    ("score-prior-surrogate", {"batch": 2, "couplings": 0, "estimator": "total", "clip": 1.0, "levels": 2}),
     ("smrd", {"early_stop": 0.2, "repeats": 1}),
+    ("tds", {"variance": "dps", "threshold": 1.0}),
+    ("tds", {"variance": "step", "order": 1}),
     ("red-diff", {"data": "likelihood", "order": "random", "sigma_x0": 0.01, "weighting": "log"}),
 ]
 

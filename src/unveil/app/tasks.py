@@ -58,8 +58,10 @@ STEPS = {
     "dmplug": 40,
     "dps": 100,
     "flair": 40,
+    "fps-smc": 30,
     "ilvr": 60,
     "kadkhodaie-simoncelli": 60,
+    "mcgdiff": 30,
     "mmps": 30,
     "pigdm": 60,
     "pnp-dm": 12,
@@ -74,6 +76,7 @@ STEPS = {
     "sitcom": 10,
     "smrd": 25,
     "snips": 100,
+    "tds": 30,
 }
 """Steps that restore a photograph of 256 x 256 in well under a minute on two cores; else the solver's own number."""
 
