@@ -88,7 +88,7 @@ def run(unveil, file, instrument, out, *words):
     return text
 
 
-FAST = ("--prior", "grey", "--steps", 6, "--samples", 3)
+FAST = ("--prior", "grey", "--steps", 6, "--samples", 3, "--solver", "daps")
 
 
 def ct_file(tmp_path, scale: float = 0.02, sigma: float = 0.2):

@@ -40,7 +40,7 @@ def total_variation(problem: Problem, sigma: float | None = None, steps: int = 1
     back = operator.adjoint(problem.y)
     column = (squared_norm(operator(_probe(back))) / back[0].numel()).mean().sqrt()  # root mean square of columns
     weight = float(column * sigma) if sigma else 1e-3 * float(back.abs().max())
-    lipschitz = _norm(operator, back)
+    lipschitz = largest_singular_value(operator, back)
     x = zero_filled(problem)
     best, nearest = x, float("inf")
     for _ in range(rounds if sigma else 1):
@@ -187,8 +187,8 @@ def _inverse(x: Tensor) -> Tensor:
     return torch.where(x > small, 1 / x.clamp(min=small if small > 0 else 1), 0)
 
 
-def _norm(operator: Linear, like: Tensor, steps: int = 12) -> float:
-    """The largest singular value, by the power method, and a little more."""
+def largest_singular_value(operator: Linear, like: Tensor, steps: int = 12) -> float:
+    """Of an operator on signals like ``like`` [N, ...], by the power method, and a little more."""
     x = _probe(like)[:1]
     for _ in range(steps):
         x = operator.normal(x / torch.linalg.vector_norm(x))
