@@ -10,6 +10,7 @@ from unveil.solvers.checks import CHECKS, cases, check_form, check_solver
 # the chains and sweeps that a method makes in a step, shortened: the promises do not depend on their number
 SHORT = {
     "daps": {"inner_steps": 10},
+    "davi": {"batch": 4, "measurements": 2, "prior_steps": 2, "hidden": 2},
     "flair": {"data_steps": 3},
     "pnp-dm": {"inner_steps": 5},
     "score-prior": {"batch": 2, "ode_steps": 1, "hidden": 2, "couplings": 1},

@@ -85,6 +85,7 @@ SETTINGS: dict[str, tuple[Setting, ...]] = {
         Setting("langevin", {"inner": "langevin"}, slow=True, gate_steps=40),
         Setting("hmc", {"inner": "hmc", "inner_steps": 20}, slow=True, gate_steps=40),
     ),
+    "davi": (Setting(samples=500, slow=True, gate_steps=10),),
     "ddnm": (Setting(), Setting("paper", {"eta": 0.85})),
     "ddpg": (Setting(), Setting("idpg", {"inject": False, "decay": False}, point=True, samples=64)),
     "ddrm": (Setting(), Setting("paper", {"eta": 0.85}, steps=20)),

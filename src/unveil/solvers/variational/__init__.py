@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 SOLVERS = {
+    "davi": "DAVI",
     "flair": "FLAIR",
     "red-diff": "REDDiff",
     "rsld": "RSLD",
@@ -13,5 +14,5 @@ SOLVERS = {
 }
 """Name of each solver and its class, in the file of that name (``-`` becomes ``_``)."""
 
-FITTED = ("score-prior", "score-prior-surrogate")
+FITTED = ("davi", "score-prior", "score-prior-surrogate")
 """Those that learn a network, in a run or ahead of it (``unveil fit``)."""
