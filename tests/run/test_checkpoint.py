@@ -19,6 +19,7 @@ from unveil.schedules import karras
 SHAPE = (1, 4, 4)
 STEPS = 6
 SHORT = {
+    "aps": {"batch": 4, "measurements": 2, "prior_steps": 2},
     "daps": {"inner_steps": 3},
     "davi": {"batch": 4, "measurements": 2, "prior_steps": 2},
     "pnp-dm": {"inner_steps": 3},

@@ -22,6 +22,7 @@ LIMIT = 50
 """Image-sized operations per network call, outside inner loops."""
 
 CHAINS = {
+    "aps": {"flow_draws", "flow_gradient"},
     "davi": {"both_gradients", "generate"},
     "dds": {"conjugate_gradients"},
     "dpps": {"best_noise"},
@@ -35,6 +36,7 @@ CHAINS = {
 """The solvers that have inner loops on operators with a spectral form, and which."""
 
 COUNTED = {
+    "aps": {"batch": 16, "measurements": 4, "prior_steps": 5},
     "davi": {"batch": 16, "measurements": 4, "prior_steps": 5},
     "score-prior": {"batch": 8, "ode_steps": 2},
     "score-prior-surrogate": {"batch": 8},
@@ -42,6 +44,7 @@ COUNTED = {
 """What the count of operations per network call can do without."""
 
 SHORT = {
+    "aps": {"batch": 4, "measurements": 2, "prior_steps": 2, "hidden": 2, "couplings": 1},
     "daps": {"inner_steps": 2},
     "davi": {"batch": 4, "measurements": 2, "prior_steps": 2, "hidden": 2},
     "pnp-dm": {"inner_steps": 2},

@@ -17,6 +17,7 @@ from unveil.solvers.variational.likelihood import bound_score, ode_levels, ode_l
 
 RANGE = (-1.0, 1.0)
 SHORT = {
+    "aps": {"batch": 4, "measurements": 2, "prior_steps": 2, "hidden": 2, "couplings": 1},
     "davi": {"batch": 4, "measurements": 2, "prior_steps": 2, "hidden": 2},
     "score-prior": {"batch": 4, "ode_steps": 2, "hidden": 4},
     "score-prior-surrogate": {"batch": 4, "hidden": 4},

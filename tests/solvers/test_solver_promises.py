@@ -9,6 +9,7 @@ from unveil.solvers.checks import CHECKS, cases, check_form, check_solver
 
 # the chains and sweeps that a method makes in a step, shortened: the promises do not depend on their number
 SHORT = {
+    "aps": {"batch": 4, "measurements": 2, "prior_steps": 2, "hidden": 2, "couplings": 1},
     "daps": {"inner_steps": 10},
     "davi": {"batch": 4, "measurements": 2, "prior_steps": 2, "hidden": 2},
     "flair": {"data_steps": 3},

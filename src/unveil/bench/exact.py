@@ -80,6 +80,7 @@ class Setting:
 
 
 SETTINGS: dict[str, tuple[Setting, ...]] = {
+    "aps": (Setting(samples=500, slow=True, gate_steps=10),),
     "daps": (
         Setting("exact", {"inner": "exact"}),
         Setting("langevin", {"inner": "langevin"}, slow=True, gate_steps=40),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 SOLVERS = {
+    "aps": "APS",
     "davi": "DAVI",
     "flair": "FLAIR",
     "red-diff": "REDDiff",
@@ -14,5 +15,5 @@ SOLVERS = {
 }
 """Name of each solver and its class, in the file of that name (``-`` becomes ``_``)."""
 
-FITTED = ("davi", "score-prior", "score-prior-surrogate")
+FITTED = ("aps", "davi", "score-prior", "score-prior-surrogate")
 """Those that learn a network, in a run or ahead of it (``unveil fit``)."""
