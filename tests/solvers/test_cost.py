@@ -24,12 +24,14 @@ LIMIT = 50
 CHAINS = {
     "aps": {"flow_draws", "flow_gradient"},
     "davi": {"both_gradients", "generate"},
+    "dcdp": {"descend"},
     "dds": {"conjugate_gradients"},
     "dpps": {"best_noise"},
     "flair": {"to_data"},
     "lgd-mc": {"averaged_gradient"},
     "mmps": {"conjugate_gradients"},
     "peng": {"conjugate_gradients", "hutchinson_diagonal"},
+    "resample": {"descend"},
     "score-prior": {"flow_draws", "flow_gradient"},
     "score-prior-surrogate": {"flow_draws", "flow_gradient"},
 }
@@ -48,6 +50,7 @@ SHORT = {
     "daps": {"inner_steps": 2},
     "davi": {"batch": 4, "measurements": 2, "prior_steps": 2, "hidden": 2},
     "pnp-dm": {"inner_steps": 2},
+    "resample": {"every": 1},
     "score-prior": {"batch": 2, "couplings": 1, "hidden": 2, "ode_steps": 1},
     "score-prior-surrogate": {"batch": 2, "couplings": 1, "hidden": 2},
 }
@@ -97,7 +100,8 @@ def test_operations_and_waits_per_network_call(name, task):
         assert step.tally.syncs == []
         assert step.ops_per_call <= LIMIT, step.tally.ops.most_common()
         loops |= set(step.tally.inner)
-    assert loops == CHAINS.get(name, set())
+    if problem.noise.sigma or loops:  # without noise some need none
+        assert loops == CHAINS.get(name, set())
 
 
 def test_the_counter_counts():
@@ -172,14 +176,14 @@ def test_weights_never_receive_gradients_and_graphs_are_grown_only_for_a_vjp(nam
     prior = edm(network)
     assert not any(p.requires_grad for p in network.parameters())
     solver = unveil.get_solver(name, **SHORT.get(name, {}))
-    result = unveil.solve(fitting(solver), prior, solver, steps=3)
+    result = unveil.solve(fitting(solver), prior, solver, samples=solver.particles, steps=3)
     assert network.graphs
     assert any(network.graphs) == solver.gradient
     assert not result.samples.requires_grad
     # not even when someone else has turned them on again, to train the network
     network.requires_grad_(True)
     network.graphs.clear()
-    unveil.solve(fitting(solver), prior, solver, steps=3)
+    unveil.solve(fitting(solver), prior, solver, samples=solver.particles, steps=3)
     assert all(p.grad is None for p in network.parameters())
     assert any(network.graphs) == solver.gradient
 
@@ -267,13 +271,18 @@ def test_red_diff_peaks_at_one_forward_and_five_states(options):
 def test_solvers_without_a_vjp_need_little_beside_one_forward(name):
     solver = unveil.get_solver(name, **SHORT.get(name, {}))
     problem, prior, forward, state = big_case(solver)
-    peak = peak_of(lambda: unveil.solve(problem, prior, solver, steps=3))
-    assert peak <= forward + 10 * state, (peak - forward) / state
+    n = solver.particles
+    peak = peak_of(lambda: unveil.solve(problem, prior, solver, samples=n, chunk=1, steps=3))
+    assert peak <= forward + 10 * n * state, (peak - forward) / state
 
 
 @pytest.mark.parametrize("name", unveil.list_solvers())
 def test_memory_does_not_grow_with_the_steps(name):
     solver = unveil.get_solver(name, **SHORT.get(name, {}))
     problem, prior = fitting(solver), edm(Cheap())
-    few, many = (peak_of(lambda s=steps: unveil.solve(problem, prior, solver, steps=s)) for steps in (5, 25))
+
+    def peak(steps):
+        return peak_of(lambda: unveil.solve(problem, prior, solver, samples=solver.particles, steps=steps))
+
+    few, many = peak(5), peak(25)
     assert many <= few + problem.y.nbytes / 2

@@ -42,10 +42,9 @@ class APS(FlowFit):
     levels, sigma_low, sigma_high
         Of the evidence bound, as for ``score-prior-surrogate``.
 
-    The other options are those of ``score-prior``. Gaussian posteriors are in its family, and it comes near the floor of
-    the ruler (0.9 to 1.5 times), but for what 400 steps leave; of several modes it loses some, as ``score-prior`` does.
-    Deviations: the authors train on the measurements of a data set of
-    images, with a flow of their own.
+    The other options are those of ``score-prior``. Gaussian posteriors are in its family, and it comes near the floor
+    of the ruler (0.9 to 1.5 times), but for what 400 steps leave; of several modes it loses some, as ``score-prior``
+    does. Deviations: the authors train on the measurements of a data set of images, with a flow of their own.
     """
 
     amortised: ClassVar[bool] = True
