@@ -181,7 +181,7 @@ def test_one_coil_and_a_mask(unveil, tmp_path) -> None:
         tmp_path, '[mri]\naxes = "slice row column part"\nmask = ":mask"\nsize = [32, 32]\ncalibration = 8'
     )
     out = tmp_path / "out"
-    run(unveil, tmp_path / "scan.npz", "mri", out, "--config", settings, *FAST)
+    run(unveil, tmp_path / "scan.npz", "mri", out, "--config", settings, *FAST, "--solver", "mmps")
     assert read_data(out / "reconstruction.npy")[0].shape == (2, N, N)
     facts = json.loads((out / "result.json").read_text())
     assert 0.3 < facts["slices"][0]["chi2"] < 3  # the noise was found in the data

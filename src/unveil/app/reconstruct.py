@@ -201,7 +201,10 @@ def _size(problem: Problem) -> tuple[int, int]:
 
 
 def _solver(asked: Asked, problem: Problem) -> tuple[Solver, int]:
-    name = choose(problem, str(asked.goal)).name if asked.solver == "auto" else asked.solver
+    if asked.solver == "auto":
+        choice = choose(problem, str(asked.goal), samples=asked.samples, steps=asked.steps)
+        return choice.solver.with_options(**_typed(choice.solver.name, asked.options)), choice.steps
+    name = asked.solver
     settings = {**SETTINGS.get((name, ""), {}), **_typed(name, asked.options)}
     solver = get_solver(name, **settings)
     return solver, asked.steps or STEPS.get(name, solver.default_steps)
