@@ -143,7 +143,9 @@ def reconstruct(
         Path,
         typer.Argument(help="Measured data: .h5 .npy .npz .mat .nii .fits .tif .dng, DICOM; FILE:NAME for one array."),
     ],
-    instrument: Annotated[str, typer.Option(help="mri, ct, pet, mosaic or interferometer.", show_default=False)],
+    instrument: Annotated[
+        str, typer.Option(help="mri, ct, pet, mosaic, interferometer or diffraction.", show_default=False)
+    ],
     config: Annotated[
         Path | None, typer.Option(help="instrument.toml: geometry, maps, axes, noise.", show_default=False)
     ] = None,

@@ -15,6 +15,7 @@ from unveil.io.data import read_data
 from unveil.operators import (
     PET,
     FanBeam,
+    FourierMagnitude,
     Interferometer,
     Mosaic,
     MultiCoilMRI,
@@ -75,6 +76,7 @@ def noisy(y: torch.Tensor, sigma: float) -> torch.Tensor:
 
 
 def config(tmp_path, text: str):
+    tmp_path.mkdir(exist_ok=True)
     path = tmp_path / "instrument.toml"
     path.write_text(text)
     return path
@@ -86,7 +88,7 @@ def run(unveil, file, instrument, out, *words):
     return text
 
 
-FAST = ("--prior", "grey", "--steps", 6, "--samples", 3)
+FAST = ("--prior", "grey", "--steps", 6, "--samples", 3, "--solver", "daps")
 
 
 def ct_file(tmp_path, scale: float = 0.02, sigma: float = 0.2):
@@ -240,6 +242,19 @@ def test_visibilities(unveil, tmp_path) -> None:
     out = tmp_path / "out"
     run(unveil, tmp_path / "v.npz", "interferometer", out, "--config", settings, *FAST)
     assert read_data(out / "reconstruction.npy")[0].shape == (N, N)
+
+
+def test_diffraction(unveil, tmp_path) -> None:
+    A = FourierMagnitude((1, 16, 12), 2.0, 2)
+    image = TRUTH[:1, None, 8:24, 10:22] * 7
+    np.save(tmp_path / "d.npy", torch.fft.fftshift(A(image), (-2, -1))[0, 0].numpy())
+    out = tmp_path / "out"
+    settings = config(tmp_path, "size = [16, 12]\nnoise = 0.01")
+    run(unveil, tmp_path / "d.npy", "diffraction", out, "--config", settings, *FAST)
+    x = read_data(out / "hybrid-input-output.npy")[0]
+    y = A(x[None, None])
+    assert float((y - A(image)).norm() / A(image).norm()) < 0.05  # an image with these magnitudes
+    assert "as many times" in refused(unveil, tmp_path / "x", tmp_path / "d.npy", "diffraction", "size = [16, 16]")
 
 
 def test_a_prior_of_colours(unveil, tmp_path) -> None:
