@@ -27,8 +27,13 @@ CHAINS = {
     "lgd-mc": {"averaged_gradient"},
     "mmps": {"conjugate_gradients"},
     "peng": {"conjugate_gradients", "hutchinson_diagonal"},
+    "unveil-exact": {"_langevin", "_renoise"},
 }
 """The solvers that have inner loops on operators with a spectral form, and which."""
+
+
+FEW = {"unveil-exact": {"prior_steps": 3, "oversampling": 2, "inner_steps": 2, "renoisings": 1, "langevins": 1}}
+"""Options that make long loops short, of which there is one iteration to count."""
 
 
 class Cheap(nn.Module):
@@ -65,7 +70,7 @@ def fitting(solver):
 @pytest.mark.parametrize("task", problems())
 @pytest.mark.parametrize("name", unveil.list_solvers())
 def test_operations_and_waits_per_network_call(name, task):
-    solver, problem = unveil.get_solver(name), problems()[task]
+    solver, problem = unveil.get_solver(name, **FEW.get(name, {})), problems()[task]
     if solver.unfit(problem) is not None:
         pytest.skip(solver.unfit(problem))
     loops = set()
@@ -148,7 +153,7 @@ def test_weights_never_receive_gradients_and_graphs_are_grown_only_for_a_vjp(nam
     network = Watching()
     prior = edm(network)
     assert not any(p.requires_grad for p in network.parameters())
-    options = {"daps": {"inner_steps": 2}, "pnp-dm": {"inner_steps": 2}}.get(name, {})
+    options = {**FEW, "daps": {"inner_steps": 2}, "pnp-dm": {"inner_steps": 2}}.get(name, {})
     solver = unveil.get_solver(name, **options)
     result = unveil.solve(fitting(solver), prior, solver, samples=solver.particles, steps=3)
     assert network.graphs
@@ -240,7 +245,7 @@ def test_red_diff_peaks_at_one_forward_and_five_states(options):
 
 @pytest.mark.parametrize("name", [n for n in unveil.list_solvers() if not unveil.get_solver(n).gradient])
 def test_solvers_without_a_vjp_need_little_beside_one_forward(name):
-    options = {"daps": {"inner_steps": 2}, "pnp-dm": {"inner_steps": 2}}.get(name, {})
+    options = {**FEW, "daps": {"inner_steps": 2}, "pnp-dm": {"inner_steps": 2}}.get(name, {})
     solver = unveil.get_solver(name, **options)
     problem, prior, forward, state = big_case(solver)
     n = solver.particles
@@ -250,7 +255,7 @@ def test_solvers_without_a_vjp_need_little_beside_one_forward(name):
 
 @pytest.mark.parametrize("name", unveil.list_solvers())
 def test_memory_does_not_grow_with_the_steps(name):
-    solver = unveil.get_solver(name, **{"daps": {"inner_steps": 1}, "pnp-dm": {"inner_steps": 2}}.get(name, {}))
+    solver = unveil.get_solver(name, **{**FEW, "daps": {"inner_steps": 1}, "pnp-dm": {"inner_steps": 2}}.get(name, {}))
     problem, prior = fitting(solver), edm(Cheap())
 
     def peak(steps):

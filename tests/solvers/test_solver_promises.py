@@ -13,6 +13,14 @@ SHORT = {
     "flair": {"data_steps": 3},
     "pnp-dm": {"inner_steps": 5},
     "smrd": {"repeats": 1},
+    "unveil-exact": {
+        "prior_steps": 3,
+        "oversampling": 2,
+        "inner_steps": 2,
+        "renoisings": 1,
+        "langevins": 1,
+        "rest": 1,
+    },
 }
 
 VARIANTS = [
@@ -21,6 +29,8 @@ VARIANTS = [
     ("ddnm", {"travel_length": 2, "travel_repeats": 2}),
     ("ddrm", {"eta": 0.5, "eta_b": 0.4}),
     ("dps", {"zeta": 1.0}),
+    ("fk-steering", {"potential": "max", "data_variance": None, "every": 0.2}),
+    ("fk-steering", {"potential": "add", "lam": 0.5, "every": 0.2}),
     ("fps-smc", {"path": True, "threshold": 1.0, "resampling": "ssp"}),
     ("mmps", {"eta": 0.0}),
     ("pigdm", {"eta": 0.0, "data_variance": 0.5}),
