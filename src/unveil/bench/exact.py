@@ -90,6 +90,10 @@ SETTINGS: dict[str, tuple[Setting, ...]] = {
     "ddnm": (Setting(), Setting("paper", {"eta": 0.85})),
     "ddpg": (Setting(), Setting("idpg", {"inject": False, "decay": False}, point=True, samples=64)),
     "ddrm": (Setting(), Setting("paper", {"eta": 0.85}, steps=20)),
+    "dcps": (
+        Setting(samples=200, gate_steps=40),
+        Setting("paper", {"weights": False}, samples=100, slow=True, gate_steps=40),
+    ),
     "ddsmc": (Setting(samples=300, gate_steps=50),),
     "dmap": (Setting(samples=300, gate_steps=50),),
     "dmps": (
