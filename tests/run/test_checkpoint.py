@@ -47,6 +47,13 @@ def stop_at(k):
     return on_step
 
 
+SHORT = {
+    "daps": {"inner_steps": 3},
+    "pnp-dm": {"inner_steps": 3},
+    "unveil-exact": {"prior_steps": 3, "oversampling": 2, "inner_steps": 2, "renoisings": 1, "langevins": 1, "rest": 1},
+}
+
+
 @pytest.mark.parametrize("name", unveil.list_solvers())
 def test_a_cancelled_run_goes_on_to_the_same_bits(problem, prior, tmp_path, name):
     solver = unveil.get_solver(name, **SHORT.get(name, {}))

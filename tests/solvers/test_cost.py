@@ -31,6 +31,7 @@ CHAINS = {
     "lgd-mc": {"averaged_gradient"},
     "mmps": {"conjugate_gradients"},
     "peng": {"conjugate_gradients", "hutchinson_diagonal"},
+    "unveil-exact": {"_langevin", "_renoise"},
     "resample": {"descend"},
     "score-prior": {"flow_draws", "flow_gradient"},
     "score-prior-surrogate": {"flow_draws", "flow_gradient"},
@@ -42,6 +43,7 @@ COUNTED = {
     "davi": {"batch": 16, "measurements": 4, "prior_steps": 5},
     "score-prior": {"batch": 8, "ode_steps": 2},
     "score-prior-surrogate": {"batch": 8},
+    "unveil-exact": {"prior_steps": 3, "oversampling": 2, "inner_steps": 2, "renoisings": 1, "langevins": 1},
 }
 """What the count of operations per network call can do without."""
 
@@ -53,6 +55,7 @@ SHORT = {
     "resample": {"every": 1},
     "score-prior": {"batch": 2, "couplings": 1, "hidden": 2, "ode_steps": 1},
     "score-prior-surrogate": {"batch": 2, "couplings": 1, "hidden": 2},
+    "unveil-exact": COUNTED["unveil-exact"],
 }
 """Loops that tests of gradients and memory need not run at full length."""
 
