@@ -138,14 +138,87 @@ def restore(
 
 
 @app.command()
+def reconstruct(
+    file: Annotated[
+        Path,
+        typer.Argument(help="Measured data: .h5 .npy .npz .mat .nii .fits .tif .dng, DICOM; FILE:NAME for one array."),
+    ],
+    instrument: Annotated[str, typer.Option(help="mri, ct, pet, mosaic or interferometer.", show_default=False)],
+    config: Annotated[
+        Path | None, typer.Option(help="instrument.toml: geometry, maps, axes, noise.", show_default=False)
+    ] = None,
+    prior: Annotated[str, typer.Option(help="Name (unveil list priors) or .safetensors file.")] = "photos",
+    solver: Annotated[str, typer.Option(help="Name of a solver (unveil list solvers), or auto.")] = "auto",
+    options: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Hyper-parameter of the solver; may be repeated.", metavar="NAME=VALUE"),
+    ] = None,
+    samples: Annotated[int, typer.Option(help="Samples of the posterior; their spread is the uncertainty.")] = 8,
+    steps: Annotated[int | None, typer.Option(help="Steps of the solver.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the samples.")] = 0,
+    truth: Annotated[
+        Path | None, typer.Option(help="A file of images in the data's units, to score with.", show_default=False)
+    ] = None,
+    chunk: Annotated[str, typer.Option(help="Samples computed together.")] = "auto",
+    threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
+    device: Device = None,
+    out: Annotated[Path, typer.Option(help="Folder for the results; absent or empty.")] = Path("reconstructed"),
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+) -> None:
+    """Reconstruct measured data of an instrument, with an uncertainty map, beside the classical methods."""
+    from .app.reconstruct import reconstruct as run
+    from .app.tasks import Asked, parse_options
+
+    asked = Asked(
+        instrument, solver=solver, options=parse_options(options or []), samples=samples, steps=steps, seed=seed,
+        prior=prior, chunk=chunk, threads=threads, device=device or "auto",
+    )  # fmt: skip
+    _finish_scan(lambda: run(file, instrument, config, asked, out, truth, quiet), out)
+
+
+def _finish_scan(work: Any, out: Path) -> None:
+    """Do the work of a reconstruction and say how it ended."""
+    from .app.reconstruct_page import mean_scores
+
+    try:
+        outcome = work()
+    except KeyboardInterrupt:
+        if (out / "problem.safetensors").exists():
+            print(f"\ninterrupted; to go on: unveil resume {out}", file=sys.stderr)
+        raise typer.Exit(130) from None
+    if outcome is None:
+        print(f"the run in {out} is complete: see {out / 'report.html'}")
+        return
+    for note in outcome.scan.notes:
+        print(f"note: {note}")
+    for number, part in zip(outcome.scan.slices, outcome.slices, strict=True):
+        print(f"slice {number}: {part.result.summary()}")
+    print(f"data misfit: {outcome.words}")
+    for name, values in mean_scores(outcome).items():
+        text = f"PSNR {values['psnr']:6.2f} dB" + (f"  SSIM {values['ssim']:.4f}" if "ssim" in values else "")
+        cover = f"  {values['coverage']:.1%} of the truth in the 90% interval" if "coverage" in values else ""
+        print(f"{name:<26} {text}{cover}")
+    if outcome.failed:
+        raise typer.Exit(3)
+    print(f"report: {out / 'report.html'}")
+
+
+@app.command()
 def resume(
-    folder: Annotated[Path, typer.Argument(help="Folder of an interrupted restore.", show_default=False)],
+    folder: Annotated[
+        Path, typer.Argument(help="Folder of an interrupted restore or reconstruct.", show_default=False)
+    ],
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
 ) -> None:
     """Go on with an interrupted run, to the bits of one without interruption."""
+    from .app.reconstruct import is_reconstruction
+    from .app.reconstruct import resume as go_on
     from .app.restore import resume as run
 
-    _finish(lambda: run(folder, quiet), folder)
+    if is_reconstruction(folder):
+        _finish_scan(lambda: go_on(folder, quiet), folder)
+    else:
+        _finish(lambda: run(folder, quiet), folder)
 
 
 def _finish(work: Any, out: Path) -> None:
@@ -193,6 +266,34 @@ def simulate(
 
     asked = Asked(task, False, mask, kernel, boundary, scale, kind, noise, seed=seed)
     for line in run(photo, asked, out):
+        print(line)
+
+
+@app.command()
+def sample(
+    prior: Annotated[str, typer.Argument(help="Name (unveil list priors) or file.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="A sheet of images (.png), or all values (.npy).")] = Path("samples.png"),
+    count: Annotated[int, typer.Option(min=1, help="How many.")] = 16,
+    size: Annotated[
+        str | None, typer.Option(help="Of a prior that takes any size, as 128 or 96x128 (default: 64).")
+    ] = None,
+    sampler: Annotated[str, typer.Option(help="ancestral, ddim, heun or dpmpp-2m.")] = "dpmpp-2m",
+    steps: Annotated[int, typer.Option(min=1, help="Noise levels.")] = 32,
+    label: Annotated[int | None, typer.Option(help="Class, of a prior that has classes.")] = None,
+    text: Annotated[str | None, typer.Option(help="Of a prior that takes texts, as emoji.")] = None,
+    guidance: Annotated[
+        float | None, typer.Option(help="Classifier-free guidance towards the condition: 1 is none.")
+    ] = None,
+    seed: Seed = 0,
+    chunk: Annotated[int, typer.Option(min=1, help="Samples computed together.")] = 16,
+    device: Device = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+) -> None:
+    """Draw from a prior itself, without a measurement: what does it know?"""
+    from .app.sample import Wanted, draw
+
+    wanted = Wanted(prior, count, size, sampler, steps, label, text, guidance, seed, chunk, device or "auto")
+    for line in draw(wanted, out, quiet):
         print(line)
 
 
@@ -321,6 +422,27 @@ def bench_tradeoff(
     print(f"page: {html}, plot: {png}")
 
 
+@bench.command("red-diff")
+def bench_red_diff(
+    out: Annotated[Path, typer.Option(help="Results, a row for each cell; a run goes on from what is there.")] = Path(
+        "red-diff.jsonl"
+    ),
+    docs: Annotated[Path, typer.Option(help="Folder for the page and its plots.")] = Path("docs"),
+    tasks: Annotated[list[str] | None, typer.Option("--tasks", "--task", help="Only this task; repeatable.")] = None,
+    photos: Annotated[
+        list[str] | None,
+        typer.Option("--images", "--image", help="Only this photograph, or file; repeatable.", metavar="NAME|FILE"),
+    ] = None,
+    size: Annotated[int, typer.Option(help="Side of the middle that is taken of each photograph.")] = 128,
+    prior: Annotated[str, typer.Option(help="Name (unveil list priors) or .safetensors file.")] = "photos",
+    workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
+) -> None:
+    """Put the findings of the RED-diff paper to the test on photographs: a page with plots."""
+    from .app.study import cells, run
+
+    raise typer.Exit(run(Console(), out, cells(tasks or (), photos or (), size, prior), docs, workers))
+
+
 @bench.command("auto")
 def bench_auto(
     results: Annotated[
@@ -406,6 +528,49 @@ def train(
         raise typer.Exit(130) from None
     if os.environ.get("RANK", "0") == "0":
         print(export(last, folder / f"{name}.safetensors", name))
+
+
+@app.command()
+def fit(
+    solver: Annotated[str, typer.Argument(help="A solver that learns: score-prior, ...", show_default=False)],
+    photo: Photo,
+    task: Task,
+    out: Annotated[Path, typer.Option(help="What was learned: a .safetensors file.", show_default=False)],
+    measured: Annotated[bool, typer.Option("--measured", help="The file is the degraded image.")] = False,
+    mask: Mask = None,
+    kernel: Kernel = None,
+    boundary: Boundary = None,
+    scale: Scale = None,
+    kind: Kind = None,
+    noise: NoiseStd = None,
+    options: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Hyper-parameter of the solver; may be repeated.", metavar="NAME=VALUE"),
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps of learning.")] = None,
+    seed: Seed = 0,
+    prior: Annotated[str, typer.Option(help="Name (unveil list priors) or .safetensors file.")] = "photos",
+    threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
+    device: Device = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted fit, same words.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+) -> None:
+    """Let a solver learn ahead of time; restore --solver NAME --set fitted=FILE then draws from it in one step."""
+    from .app.fit import fit as run
+    from .app.tasks import Asked, parse_options
+    from .run.fit import unfinished
+
+    asked = Asked(
+        task, measured, mask, kernel, boundary, scale, kind, noise, solver, parse_options(options or []),
+        steps=steps, seed=seed, prior=prior, threads=threads, device=device or "auto",
+    )  # fmt: skip
+    try:
+        for line in run(photo, asked, out, resume, quiet):
+            print(line)
+    except KeyboardInterrupt:
+        go_on = "; to go on: the same command with --resume" if unfinished(out).exists() else ""
+        print(f"\ninterrupted{go_on}", file=sys.stderr)
+        raise typer.Exit(130) from None
 
 
 @app.command()

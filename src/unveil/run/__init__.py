@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from .fit import fit
 from .result import Result
+from .sample import sample
 from .solve import solve
 from .stream import Budget, Status, Stream, stream
 
-__all__ = ["Budget", "Result", "Status", "Stream", "solve", "stream"]
+__all__ = ["Budget", "Result", "Status", "Stream", "fit", "sample", "solve", "stream"]
