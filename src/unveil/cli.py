@@ -424,6 +424,27 @@ def bench_tradeoff(
     print(f"page: {html}, plot: {png}")
 
 
+@bench.command("red-diff")
+def bench_red_diff(
+    out: Annotated[Path, typer.Option(help="Results, a row for each cell; a run goes on from what is there.")] = Path(
+        "red-diff.jsonl"
+    ),
+    docs: Annotated[Path, typer.Option(help="Folder for the page and its plots.")] = Path("docs"),
+    tasks: Annotated[list[str] | None, typer.Option("--tasks", "--task", help="Only this task; repeatable.")] = None,
+    photos: Annotated[
+        list[str] | None,
+        typer.Option("--images", "--image", help="Only this photograph, or file; repeatable.", metavar="NAME|FILE"),
+    ] = None,
+    size: Annotated[int, typer.Option(help="Side of the middle that is taken of each photograph.")] = 128,
+    prior: Annotated[str, typer.Option(help="Name (unveil list priors) or .safetensors file.")] = "photos",
+    workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
+) -> None:
+    """Put the findings of the RED-diff paper to the test on photographs: a page with plots."""
+    from .app.study import cells, run
+
+    raise typer.Exit(run(Console(), out, cells(tasks or (), photos or (), size, prior), docs, workers))
+
+
 @bench.command("auto")
 def bench_auto(
     results: Annotated[

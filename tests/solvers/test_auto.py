@@ -71,7 +71,7 @@ def test_places_count_the_solvers_that_are_better():
         Measured("c", {}, 10, 10, 0, 10, errors={"u": {"mmse": 2.0}}),
     ]
     # in u the best of a is 0.5; of v nothing is known of c
-    assert places(runs, ["u", "v"], "mmse") == [[0.5, 1.0], [0.0, 1.0], [0.5, 0.0], [1.0, 0.5]]
+    assert places(runs, ["u", "v"], "mmse") == [[0.5, 1.0], [0.0, 1.0], [0.5, 0.0], [1.0, None]]
 
 
 def _store(monkeypatch, *runs):

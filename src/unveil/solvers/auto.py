@@ -30,12 +30,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..errors import InputError, NotCompatible
-from ..operators import Blur, Downsample, Grayscale, Identity, Inpainting, Matrix, SuperResolution
-from ..operators.base import Operator
 from ..registry import names
 from .base import Solver
 
 if TYPE_CHECKING:
+    from ..operators.base import Operator
     from ..priors.base import Prior
     from ..problem import Problem
 
@@ -43,23 +42,26 @@ STORED = Path(__file__).with_name("measured.json")
 GOALS = ("sample", "mmse", "map")
 PHOTOS, EXACT = "photographs", "known posteriors"
 PHOTO_SIDE = 32
-"""Colour images with sides from this on are taken for photographs."""
+"""Images of any kind with sides from this on are taken for photographs: what is known of small signals does not carry
+over to networks."""
 UNKNOWN = 0.5
 """The place of a solver in a cell that it was not measured in."""
 
-KINDS: dict[str, tuple[type[Operator], ...]] = {
-    "inpaint": (Inpainting,),
-    "deblur": (Blur,),
-    "superres": (Downsample, SuperResolution),
-    "colorize": (Grayscale,),
-    "denoise": (Identity,),
-    "matrix": (Matrix,),
+KINDS = {
+    "Inpainting": "inpaint",
+    "Blur": "deblur",
+    "Downsample": "superres",
+    "SuperResolution": "superres",
+    "Grayscale": "colorize",
+    "Identity": "denoise",
+    "Matrix": "matrix",
 }
+"""Classes of operators and their kinds; by name, because each is imported when it is first used."""
 
 
 def kind_of(operator: Operator) -> str:
-    """The kind of an operator, as the cells name it; "other" if it is none of KINDS."""
-    return next((kind for kind, classes in KINDS.items() if isinstance(operator, classes)), "other")
+    """The kind of an operator, as the cells name it; "other" if neither its class nor one above it is in KINDS."""
+    return next((KINDS[c.__name__] for c in type(operator).__mro__ if c.__name__ in KINDS), "other")
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ class Cell:
     def of(cls, problem: Problem, suite: str = "") -> Cell:
         """The cell that a problem would be."""
         shape, sigma = problem.shape, problem.noise.sigma
-        photo = len(shape) == 3 and shape[0] == 3 and min(shape[1:]) >= PHOTO_SIDE
+        photo = len(shape) >= 3 and min(shape[-2:]) >= PHOTO_SIDE
         n = math.prod(shape)
         level = float(f"{(sigma or 0.0) / problem.scale:.4g}")
         share = float(f"{problem.m / n:.3g}")
@@ -147,10 +149,13 @@ def like(problem: Problem, cells: dict[str, Cell]) -> tuple[list[str], str]:
     return list(found), ", ".join(words) or "everything measured"
 
 
-def places(runs: Sequence[Measured], cells: Sequence[str], goal: str) -> list[list[float]]:
-    """For each run its place in each cell: the share of the other solvers, each at its best, that are better."""
+def places(runs: Sequence[Measured], cells: Sequence[str], goal: str) -> list[list[float | None]]:
+    """For each run its place in each cell: the share of the other solvers, each at its best, that are better.
+
+    None where it was not measured.
+    """
     key = "sample" if goal == "sample" else "mmse"
-    out: list[list[float]] = [[] for _ in runs]
+    out: list[list[float | None]] = [[] for _ in runs]
     for cell in cells:
         best: dict[str, float] = {}
         for run in runs:
@@ -160,7 +165,7 @@ def places(runs: Sequence[Measured], cells: Sequence[str], goal: str) -> list[li
         for run, line in zip(runs, out, strict=True):
             error = run.errors.get(cell, {}).get(key)
             if error is None:
-                line.append(UNKNOWN)
+                line.append(None)
                 continue
             others = [e for solver, e in best.items() if solver != run.solver]
             line.append(sum(e < error for e in others) / max(1, len(others)))
@@ -234,18 +239,23 @@ def choose(
     mine = Cell.of(problem)
     least = min((mine.far(cells[name]) for name in near), default=0.0)
     nearest = [j for j, name in enumerate(near) if mine.far(cells[name]) == least]
-    gaps = [sum(cell not in run.errors for cell in near) for run in runs]
-    order = sorted(range(len(runs)), key=lambda k: (gaps[k] == len(near), *_merit(at[k], nearest), runs[k].work))
+    order = sorted(range(len(runs)), key=lambda k: (*_merit(at[k], nearest), runs[k].work))
     if goal == "map":
-        points = [k for k in order if runs[k].point and not gaps[k] and not _merit(at[k], nearest)[0]]
+        points = [k for k in order if runs[k].point and not _merit(at[k], nearest)[0]]
         order = points or order
-    best, line = runs[order[0]], at[order[0]]
+    best, line = runs[order[0]], _known(at[order[0]])
     return Choice(best.make(), steps or best.steps, _reason(goal, best, line, runs, limits, words))
 
 
-def _merit(line: Sequence[float], nearest: Sequence[int]) -> tuple[bool, float, float]:
-    """Less is better: worse than the median solver in a cell nearest to the problem; worst place; all places."""
-    return any(line[j] > UNKNOWN for j in nearest), max(line, default=UNKNOWN), sum(line)
+def _merit(line: Sequence[float | None], nearest: Sequence[int]) -> tuple[bool, float, float]:
+    """Less is better: maybe worse than the median solver in a cell nearest to the problem; worst place; all places."""
+    places = _known(line)
+    unsure = any(line[j] is None or places[j] > UNKNOWN for j in nearest)
+    return unsure, max(places, default=UNKNOWN), sum(places)
+
+
+def _known(line: Sequence[float | None]) -> list[float]:
+    return [UNKNOWN if place is None else place for place in line]
 
 
 def _reason(
