@@ -181,7 +181,7 @@ def test_one_coil_and_a_mask(unveil, tmp_path) -> None:
         tmp_path, '[mri]\naxes = "slice row column part"\nmask = ":mask"\nsize = [32, 32]\ncalibration = 8'
     )
     out = tmp_path / "out"
-    run(unveil, tmp_path / "scan.npz", "mri", out, "--config", settings, *FAST)
+    run(unveil, tmp_path / "scan.npz", "mri", out, "--config", settings, *FAST, "--solver", "daps")
     assert read_data(out / "reconstruction.npy")[0].shape == (2, N, N)
     facts = json.loads((out / "result.json").read_text())
     assert 0.3 < facts["slices"][0]["chi2"] < 3  # the noise was found in the data
@@ -257,7 +257,7 @@ def test_a_prior_of_colours(unveil, tmp_path) -> None:
 def test_resumed_runs_give_the_same_bits(unveil, tmp_path) -> None:
     file, text = ct_file(tmp_path)
     settings = config(tmp_path, text)
-    run(unveil, file, "ct", tmp_path / "whole", "--config", settings, *FAST)
+    run(unveil, file, "ct", tmp_path / "whole", "--config", settings, *FAST, "--solver", "daps")
     calls = [0]
 
     def interrupt() -> None:
@@ -268,7 +268,7 @@ def test_resumed_runs_give_the_same_bits(unveil, tmp_path) -> None:
     Smooth.before = interrupt
     out = tmp_path / "parts"
     words = ("reconstruct", file, "--instrument", "ct", "--config", settings, "--out", out, "--quiet", *FAST)
-    status, _, err = unveil(*words)
+    status, _, err = unveil(*words, "--solver", "daps")
     assert status == 130
     assert f"unveil resume {out}" in err
     assert not (out / "report.html").exists()
