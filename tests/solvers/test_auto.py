@@ -11,7 +11,7 @@ from statistics import median
 import pytest
 import torch
 
-from unveil import Problem, operators
+from unveil import Gaussian, Problem, list_solvers, operators
 from unveil.bench import measured
 from unveil.bench.families import NAMES, get_problem
 from unveil.bench.images import problem_of
@@ -19,6 +19,7 @@ from unveil.errors import InputError, NotCompatible
 from unveil.priors.base import Prior
 from unveil.solvers import auto, choose
 from unveil.solvers.auto import GOALS, Cell, Measured, candidates, kind_of, like, places, stored
+from unveil.solvers.variational import FITTED
 
 CELLS, RUNS = stored()
 BUDGETS = ({}, {"nfe": 20}, {"nfe": 60}, {"nfe": 100}, {"nfe": 300}, {"steps": 50}, {"steps": 100})
@@ -174,3 +175,10 @@ def test_runs_come_from_rows():
     assert cells == {"motion of dahlia": Cell(auto.PHOTOS, "deblur", True, 0.04, 3 * 64 * 64, 1.0)}
     assert (run.solver, run.options, run.steps, run.work) == ("ddrm", {"eta": 0.85}, 40, 50.0)
     assert run.errors == {"motion of dahlia": {"mmse": 0.1, "sample": 0.5}}
+
+
+def test_what_has_not_been_measured_is_not_left_to_a_solver_that_learns_first(monkeypatch):
+    monkeypatch.setattr(auto, "candidates", lambda *a, **k: [])
+    problem = Problem(torch.rand(1, 4), operators.Identity(), Gaussian(0.1))
+    assert list_solvers(fits=problem)[0] in FITTED
+    assert auto.choose(problem).solver.name not in FITTED

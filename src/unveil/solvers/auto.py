@@ -275,8 +275,9 @@ def _reason(
 def _unmeasured(problem: Problem, samples: int, steps: int | None) -> Choice:
     """The first registered solver that fits, where none of those that do has been measured."""
     from . import get_solver, list_solvers
+    from .variational import FITTED
 
-    for name in list_solvers(fits=problem):
+    for name in sorted(list_solvers(fits=problem), key=lambda n: n in FITTED):  # those that learn first take long
         solver = get_solver(name)
         if solver.particles <= samples:
             return Choice(solver, steps or solver.default_steps, f"{name}: no solver that fits has been measured")
