@@ -80,6 +80,7 @@ class Setting:
 
 
 SETTINGS: dict[str, tuple[Setting, ...]] = {
+    "das": (Setting(samples=200, gate_steps=50),),
     "daps": (
         Setting("exact", {"inner": "exact"}),
         Setting("langevin", {"inner": "langevin"}, slow=True, gate_steps=40),
