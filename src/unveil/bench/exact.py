@@ -81,11 +81,13 @@ class Setting:
 
 SETTINGS: dict[str, tuple[Setting, ...]] = {
     "das": (Setting(samples=200, gate_steps=50),),
+    "aps": (Setting(samples=500, slow=True, gate_steps=10),),
     "daps": (
         Setting("exact", {"inner": "exact"}),
         Setting("langevin", {"inner": "langevin"}, slow=True, gate_steps=40),
         Setting("hmc", {"inner": "hmc", "inner_steps": 20}, slow=True, gate_steps=40),
     ),
+    "davi": (Setting(samples=500, slow=True, gate_steps=10),),
     "bird": (Setting(samples=200, gate_steps=20),),
     "dcdp": (Setting(samples=200), Setting("deblur", {"lr": 1.0}, samples=200, slow=True)),
     "ddnm": (Setting(), Setting("paper", {"eta": 0.85})),

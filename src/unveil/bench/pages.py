@@ -14,6 +14,7 @@ from typing import Any
 from ..io.atomic import write_text
 from ..registry import names
 from ..solvers import Solver, get_solver
+from . import measured
 from .cards import COLUMNS, LEGEND, cell, load_card
 
 MADE = "Made by `make docs` from the docstrings and the cards; not to be edited by hand."
@@ -26,6 +27,7 @@ exact draws have (1 is perfect), and of the ratio of standard deviations.
 
 """
 
+MEASURED = Path("src/unveil/solvers/measured.json")
 FAMILIES = ("explicit", "variational", "decoupled", "smc")
 TITLES = {"smc": "Sequential Monte Carlo"}
 TABLE = "| solver | paper | needs | distance / floor | std |\n|---|---|---|--:|--:|\n"
@@ -122,7 +124,10 @@ def _card(card: dict[str, Any]) -> str:
 
 
 def write_pages(root: Path) -> None:
-    """Write ``docs/solvers/`` and the README's table under a checkout's root; pages of what is gone are removed."""
+    """Write ``docs/solvers/``, the README's table and what "auto" reads under a checkout's root.
+
+    Pages of what is gone are removed.
+    """
     folder, made = root / "docs" / "solvers", pages()
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("*.md"):
@@ -130,6 +135,7 @@ def write_pages(root: Path) -> None:
             old.unlink()
     for name, text in made.items():
         write_text(folder / name, text)
+    write_text(root / MEASURED, measured.text())
     readme = root / "README.md"
     write_text(readme, with_table(readme.read_text(encoding="utf-8")))
 
