@@ -14,7 +14,7 @@ from unveil.solvers import get_solver
 from unveil.solvers.smc.tds import TDS
 
 
-@pytest.mark.parametrize("solver", ["ddsmc", "fps-smc", "mcgdiff", "tds"])
+@pytest.mark.parametrize("solver", ["dcps", "ddsmc", "fps-smc", "mcgdiff", "tds"])
 def test_the_error_falls_with_the_particles_and_the_evidence_is_unbiased(solver):
     bars = particles_at_work(get_solver(solver))
     assert len(bars) == 3

@@ -80,6 +80,7 @@ class Setting:
 
 
 SETTINGS: dict[str, tuple[Setting, ...]] = {
+    "das": (Setting(samples=200, gate_steps=50),),
     "aps": (Setting(samples=500, slow=True, gate_steps=10),),
     "daps": (
         Setting("exact", {"inner": "exact"}),

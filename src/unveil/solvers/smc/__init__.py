@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 SOLVERS = {
+    "das": "DAS",
+    "dcps": "DCPS",
     "ddsmc": "DDSMC",
     "fk-steering": "FKSteering",
     "fps": "FPS",

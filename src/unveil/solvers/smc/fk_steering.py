@@ -39,7 +39,7 @@ class FKSteering(ParticleSolver):
         The paper has lam = 10 for rewards of order one.
     data_variance
         t: of Gaussian noise, the reward on the way is log N(y; A x0, sigma_y^2 I + v A A^T) with v = sigma^2 t /
-        (sigma^2 + t), for data in [-1, 1]. None is the paper's: the likelihood itself, which leaves one particle.
+        (sigma^2 + t), for data in [-1, 1]. 0 is the paper's: the likelihood itself, which leaves one particle.
     first, last, every
         When particles are weighed, as shares of the steps.
 
@@ -50,7 +50,7 @@ class FKSteering(ParticleSolver):
     resampling: str = "multinomial"
     potential: str = "diff"
     lam: float = 1.0
-    data_variance: float | None = 1.0
+    data_variance: float = 1.0
     first: float = 0.05
     last: float = 1.0
     every: float = 0.05
@@ -83,7 +83,7 @@ class FKSteering(ParticleSolver):
 
     def reward(self, problem: Problem, x0: Tensor, sigma: float, scale: float) -> Tensor:
         """What a clean estimate of level sigma is worth [N]."""
-        if self.data_variance is None or sigma == 0:
+        if self.data_variance == 0 or sigma == 0:
             return self.lam * problem.log_likelihood(x0).to(exact(x0))
         v = self.data_variance * scale**2
         return self.lam * blurred_likelihood(problem, x0, sigma**2 * v / (sigma**2 + v))[0]
