@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO ?= demo
 
-.PHONY: help install dev demo test lint format docs bench-exact bench-photos bench-overhead bench-network test-extras clean
+.PHONY: help install dev demo test lint format docs bench-exact bench-results bench-photos bench-overhead bench-network test-extras clean
 
 help:
 	@echo "make demo            four problems on a photograph, several solvers, one report"
@@ -13,7 +13,8 @@ help:
 	@echo "make lint            style, format and types"
 	@echo "make bench-exact     every solver against posteriors that are known exactly"
 	@echo "make bench-photos    the photographs that ship, against classical methods"
-	@echo "make docs            the solvers' pages and the README's table, from docstrings and cards"
+	@echo "make bench-results   the tables of docs/mixtures.md and docs/nonlinear.md, going on from docs/results"
+	@echo "make docs            the solvers' pages, the README's table and the pages of results"
 	@echo "make bench-overhead  what solvers cost beyond their network calls"
 	@echo "make bench-network   memory of lean back-propagation, and bfloat16: speed and loss"
 	@echo "make test-extras     the tests that need diffusers (300 MB more to install)"
@@ -60,6 +61,12 @@ bench-exact: install
 
 bench-photos: install
 	$(BIN)/unveil bench photos
+
+# hours: every solver, 180 mixtures and 12 problems that are not linear
+bench-results: install
+	$(BIN)/unveil bench mixtures --out docs/results/mixtures.jsonl
+	$(BIN)/unveil bench nonlinear --out docs/results/nonlinear.jsonl
+	$(BIN)/python -m unveil.bench.pages .
 
 docs: install
 	$(BIN)/python -m unveil.bench.pages .

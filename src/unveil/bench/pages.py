@@ -1,4 +1,6 @@
-"""The solvers' pages of the documentation, made from their docstrings and cards: ``python -m unveil.bench.pages``."""
+"""The solvers' pages of the documentation, made from their docstrings and cards, and the pages of results
+(:mod:`unveil.bench.tables`): ``python -m unveil.bench.pages``.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +17,7 @@ from ..io.atomic import write_text
 from ..registry import names
 from ..solvers import Solver, get_solver
 from .cards import COLUMNS, LEGEND, cell, load_card
+from .tables import results
 
 MADE = "Made by `make docs` from the docstrings and the cards; not to be edited by hand."
 
@@ -121,7 +124,10 @@ def _card(card: dict[str, Any]) -> str:
 
 
 def write_pages(root: Path) -> None:
-    """Write ``docs/solvers/`` and the README's table under a checkout's root; pages of what is gone are removed."""
+    """Write ``docs/solvers/``, the pages of results and the README's table under a checkout's root.
+
+    Pages of solvers that are gone are removed.
+    """
     folder, made = root / "docs" / "solvers", pages()
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("*.md"):
@@ -129,6 +135,8 @@ def write_pages(root: Path) -> None:
             old.unlink()
     for name, text in made.items():
         write_text(folder / name, text)
+    for name, text in results(root).items():
+        write_text(root / "docs" / name, text)
     readme = root / "README.md"
     write_text(readme, with_table(readme.read_text(encoding="utf-8")))
 

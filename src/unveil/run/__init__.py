@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from .compare import Comparison, compare
 from .result import Result
 from .solve import solve
 from .stream import Budget, Status, Stream, stream
 
-__all__ = ["Budget", "Result", "Status", "Stream", "solve", "stream"]
+__all__ = ["Budget", "Comparison", "Result", "Status", "Stream", "compare", "solve", "stream"]
