@@ -17,7 +17,7 @@ help:
 	@echo "make docs            the solvers' pages, the README's table and the pages of results"
 	@echo "make bench-overhead  what solvers cost beyond their network calls"
 	@echo "make bench-network   memory of lean back-propagation, and bfloat16: speed and loss"
-	@echo "make test-extras     the tests that need diffusers (300 MB more to install)"
+	@echo "make test-extras     the tests against other packages: diffusers, astra-toolbox, deepinv, ... (1 GB more)"
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -29,7 +29,7 @@ $(VENV)/installed-dev: $(VENV)/installed
 	@touch $@
 
 $(VENV)/installed-extras: $(VENV)/installed-dev
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[diffusers]'
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[ct,diffusers,peers]'
 	@touch $@
 
 install: $(VENV)/installed

@@ -27,11 +27,11 @@ if TYPE_CHECKING:
     from . import solvers as solvers
     from .errors import CheckpointError, InputError, NotCompatible, UnknownName, UnveilError
     from .noise import Gaussian, Noise, NoNoise, Poisson, PoissonGaussian, estimate_sigma
-    from .operators import example_operator
+    from .operators import as_operator, example_operator
     from .priors import GaussianMixturePrior, GaussianPrior, Prior, as_prior, load_prior
     from .problem import Problem
     from .registry import register
-    from .run import Budget, Comparison, Result, Status, Stream, compare, solve, stream
+    from .run import Budget, Comparison, Result, Status, Stream, compare, sample, solve, stream
     from .schedules import Schedule
     from .solvers import Run, Solver, State, get_solver, list_solvers
 
@@ -41,11 +41,11 @@ _MODULES = (
 _HOME = {
     "errors": ("CheckpointError", "InputError", "NotCompatible", "UnknownName", "UnveilError"),
     "noise": ("Gaussian", "NoNoise", "Noise", "Poisson", "PoissonGaussian", "estimate_sigma"),
-    "operators": ("example_operator",),
+    "operators": ("as_operator", "example_operator"),
     "priors": ("GaussianMixturePrior", "GaussianPrior", "Prior", "as_prior", "load_prior"),
     "problem": ("Problem",),
     "registry": ("register",),
-    "run": ("Budget", "Comparison", "Result", "Status", "Stream", "compare", "solve", "stream"),
+    "run": ("Budget", "Comparison", "Result", "Status", "Stream", "compare", "sample", "solve", "stream"),
     "schedules": ("Schedule",),
     "solvers": ("Run", "Solver", "State", "get_solver", "list_solvers"),
 }
@@ -106,6 +106,7 @@ __all__ = [
     "UnknownName",
     "UnveilError",
     "__version__",
+    "as_operator",
     "as_prior",
     "compare",
     "estimate_sigma",
@@ -117,6 +118,7 @@ __all__ = [
     "load_prior",
     "operators",
     "register",
+    "sample",
     "schedules",
     "solve",
     "stream",

@@ -192,6 +192,34 @@ def simulate(
         print(line)
 
 
+@app.command()
+def sample(
+    prior: Annotated[str, typer.Argument(help="Name (unveil list priors) or file.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="A sheet of images (.png), or all values (.npy).")] = Path("samples.png"),
+    count: Annotated[int, typer.Option(min=1, help="How many.")] = 16,
+    size: Annotated[
+        str | None, typer.Option(help="Of a prior that takes any size, as 128 or 96x128 (default: 64).")
+    ] = None,
+    sampler: Annotated[str, typer.Option(help="ancestral, ddim, heun or dpmpp-2m.")] = "dpmpp-2m",
+    steps: Annotated[int, typer.Option(min=1, help="Noise levels.")] = 32,
+    label: Annotated[int | None, typer.Option(help="Class, of a prior that has classes.")] = None,
+    text: Annotated[str | None, typer.Option(help="Of a prior that takes texts, as emoji.")] = None,
+    guidance: Annotated[
+        float | None, typer.Option(help="Classifier-free guidance towards the condition: 1 is none.")
+    ] = None,
+    seed: Seed = 0,
+    chunk: Annotated[int, typer.Option(min=1, help="Samples computed together.")] = 16,
+    device: Device = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+) -> None:
+    """Draw from a prior itself, without a measurement: what does it know?"""
+    from .app.sample import Wanted, draw
+
+    wanted = Wanted(prior, count, size, sampler, steps, label, text, guidance, seed, chunk, device or "auto")
+    for line in draw(wanted, out, quiet):
+        print(line)
+
+
 @app.command("list")
 def list_(what: Annotated[str, typer.Argument(help="solvers, operators or priors.", show_default=False)]) -> None:
     """List what there is, with a line on each."""

@@ -24,7 +24,7 @@ from PIL import Image
 
 from unveil.cli import main
 from unveil.errors import CheckpointError, InputError, UnknownName
-from unveil.priors import RectifiedFlow, as_prior
+from unveil.priors import RectifiedFlow, as_prior, load_prior
 from unveil.priors.networks.autoencoder import Autoencoder
 from unveil.priors.networks.unet import UNet
 from unveil.priors.networks.velocity import VelocityUNet
@@ -397,6 +397,15 @@ def test_names_condition_the_network_and_codes_can_be_learnt(tmp_path: Path, mon
     judged = read_card(out)["results"]["judged"]
     assert judged["prompts"] == 6  # and so no more names to choose from
     assert judged["chance"] == round(1 / 6, 3)
+    prior = load_prior(out.with_suffix(".safetensors"))
+    given = prior.given(text="Square  C")  # names come embedded
+    torch.testing.assert_close(given.condition["text"], expected, atol=1e-3, rtol=0)  # type: ignore[attr-defined]
+    y = torch.randn(2, 2, 16, 16)
+    assert torch.equal(given.denoise(y, 1.0), prior.given(text=given.condition["text"]).denoise(y, 1.0))  # type: ignore[attr-defined]
+    assert not torch.equal(given.denoise(y, 1.0), prior.denoise(y, 1.0))
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(InputError, match=r"table of 8 texts: did you mean square .*'unveil\[text\]'"):
+        prior.given(text="square z")
 
 
 def test_guided_sampling_is_linear_in_the_guidance() -> None:

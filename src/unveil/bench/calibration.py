@@ -27,7 +27,6 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -41,6 +40,7 @@ from ..priors.base import Prior
 from ..problem import Problem, as_noise
 from ..rng import Rng
 from ..run import Status, solve
+from ..run.sample import heun
 from ..schedules import karras
 from ..solvers.base import Solver
 
@@ -214,15 +214,14 @@ def draw_prior(
         return signals
 
     def flow(index: Sequence[int]) -> Tensor:
-        levels = karras(steps, *prior.sigma_range).sigmas
+        (lo, hi), (low, high) = prior.value_range, prior.sigma_range
+        scale = (hi - lo) / 2
+        schedule = karras(steps, max(low, 0.002 * scale), min(high, 80 * scale))
         rng = Rng([(seed, k) for k in index], purpose="truth")
-        x = sum(prior.value_range) / 2 + levels[0] * rng.normal(torch.empty(len(index), *shape, device=device))
-        for here, there in pairwise(levels):
-            slope = (x - prior.denoise(x, here)) / here
-            ahead = x + (there - here) * slope
-            if there > 0:
-                ahead = x + (there - here) * (slope + (ahead - prior.denoise(ahead, there)) / there) / 2
-            x = ahead
+        blank = torch.empty(len(index), *shape, device=device)
+        x = (lo + hi) / 2 + schedule.sigmas[0] * rng.normal(blank)
+        for i in range(steps):
+            x, _ = heun(prior, x, None, schedule, i, rng)
         return x
 
     return flow if sample is None else exact

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..registry import lookup
+from .adapters import as_operator
 from .base import Linear, Operator, Parametric, Spectral
 from .blur import Blur
 from .channels import Grayscale
@@ -29,16 +30,20 @@ from .resize import Downsample
 from .response import Clip, HighDynamicRange, NonlinearBlur, Quantize
 from .sensing import RandomSensing, SinglePixel, gaussian_matrix
 from .superresolution import SuperResolution
+from .tomography import PET, ConeBeam, FanBeam, ParallelBeam, views
 from .varying import VaryingBlur
 from .weights import Weights
 
 __all__ = [
     "JPEG",
     "MRI",
+    "PET",
     "Blur",
     "Clip",
     "CodedDiffraction",
+    "ConeBeam",
     "Downsample",
+    "FanBeam",
     "Fourier",
     "FourierMagnitude",
     "Grayscale",
@@ -55,6 +60,7 @@ __all__ = [
     "NonlinearBlur",
     "NonuniformFourier",
     "Operator",
+    "ParallelBeam",
     "Parametric",
     "Quantize",
     "RandomMagnitude",
@@ -66,6 +72,7 @@ __all__ = [
     "WalshHadamard",
     "Weights",
     "add",
+    "as_operator",
     "birdcage_maps",
     "box_kernel",
     "compose",
@@ -85,6 +92,7 @@ __all__ = [
     "spiral_trajectory",
     "stack",
     "uv_coverage",
+    "views",
 ]
 
 

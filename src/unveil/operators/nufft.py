@@ -17,6 +17,7 @@ from .base import Linear, Operator, Parametric, Shape
 from .coils import birdcage_maps
 from .fourier import to_complex, to_real
 from .masks import radial_trajectory
+from .rays import transposable
 
 BACKENDS = ("auto", "finufft", "torchkbnufft", "direct")
 ARCSECOND = math.pi / 180 / 3600
@@ -107,7 +108,7 @@ class NonuniformFourier(Linear):
         else:
             other = "adjoint" if way == "forward" else "forward"
             run: Callable[[Tensor, str], Tensor] = self._finufft if backend == "finufft" else self._kbnufft
-            out = _Linear.apply(flat, lambda v: run(v, way), lambda v: run(v, other))  # type: ignore[no-untyped-call]
+            out = transposable(flat, lambda v: run(v, way), lambda v: run(v, other))
         return out.reshape(*data.shape[:2], *out.shape[1:])
 
     def _chosen(self, device: torch.device) -> str:
@@ -154,19 +155,6 @@ class NonuniformFourier(Linear):
         module = make(im_size=self.size).to(flat)
         out: Tensor = module(flat[:, None].detach(), at)[:, 0]
         return out
-
-
-class _Linear(torch.autograd.Function):
-    """A linear map of another package and its adjoint, for automatic differentiation."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, there: Callable[[Tensor], Tensor], back: Callable[[Tensor], Tensor]) -> Tensor:
-        ctx.back = back
-        return there(x)
-
-    @staticmethod
-    def backward(ctx: Any, v: Tensor) -> tuple[Tensor, None, None]:
-        return ctx.back(v), None, None
 
 
 def _package(name: str) -> Any:

@@ -56,6 +56,7 @@ class NetworkPrior(Prior):
     name: str = ""
     variance: Variance | None = None
     condition: Mapping[str, Any] = field(default_factory=dict)
+    texts: Callable[[str], Tensor] | None = None
     _memo: dict[str, str] = field(default_factory=dict, repr=False)
 
     def denoise(self, x: Signals, sigma: Sigma) -> Signals:
@@ -154,8 +155,11 @@ class NetworkPrior(Prior):
         """The prior with keyword arguments of the network fixed.
 
         A tensor has a batch axis, of one row (for every sample) or of as many rows as x; an integer or a
-        float becomes a tensor [N]; anything else is handed on as it is.
+        float becomes a tensor [N]; a text becomes its embedding, if the prior has ``texts``; anything else is handed on
+        as it is.
         """
+        if self.texts is not None:
+            condition = {k: self.texts(v) if isinstance(v, str) else v for k, v in condition.items()}
         if self.conditions is not None:
             strange = sorted(set(condition) - set(self.conditions))
             if strange:

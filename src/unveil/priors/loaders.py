@@ -19,6 +19,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -200,6 +201,10 @@ def _read(path: Path, sha256: str | None = None, options: Mapping[str, Any] | No
         conditions=tuple(c for c, key in (("label", "classes"), ("text", "texts")) if config.get(key)),
         name=header.get("name") or path.stem,
     )
+    if "texts" in header:
+        from .texts import Texts
+
+        prior = replace(prior, texts=Texts(path.parent / header["texts"]["file"], header["texts"].get("encoder")))
     return prior if "latent" in header else prior.in_range(*FILE_RANGE)  # codes are not pictures
 
 

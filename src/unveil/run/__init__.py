@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from .compare import Comparison, compare
 from .result import Result
+from .sample import sample
 from .solve import solve
 from .stream import Budget, Status, Stream, stream
 
-__all__ = ["Budget", "Comparison", "Result", "Status", "Stream", "compare", "solve", "stream"]
+__all__ = ["Budget", "Comparison", "Result", "Status", "Stream", "compare", "sample", "solve", "stream"]

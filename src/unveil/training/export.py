@@ -44,9 +44,10 @@ def description(name: str, config: dict[str, Any], recipe: Mapping[str, Any]) ->
     }
 
 
-def export(run: Path, target: Path, name: str) -> Path:
+def export(run: Path, target: Path, name: str, texts: Mapping[str, Any] | None = None) -> Path:
     """Write the averaged weights of a run's newest checkpoint (or of one `step-N` folder), in fp16.
 
+    `texts`: where the embeddings of texts are, `file` beside the target and `encoder` (see `priors.texts`).
     Raises CheckpointError if there is no checkpoint or a weight does not fit into fp16.
     """
     folder = run if (run / "shared.pt").exists() else checkpoint.newest(run)
@@ -57,6 +58,8 @@ def export(run: Path, target: Path, name: str) -> Path:
     meta = description(name, shared["config"], recipe)
     if shared.get("latent"):
         meta["latent"] = shared["latent"]
+    if texts:
+        meta["texts"] = dict(texts)
     tensors = {k: v.to(torch.float16).contiguous() for k, v in sorted(shared["average"].items())}
     for key, tensor in tensors.items():
         if not torch.isfinite(tensor).all():

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from ..errors import CheckpointError, InputError, UnveilError
 from ..io.atomic import write_text
+from ..priors.texts import write_texts
 from . import checkpoint, data, judge
 from .evaluate import LEVELS, held_out, measure, noisy
 from .export import export, load_network
@@ -182,8 +183,19 @@ def release(
     text = card_text(card.read_text(encoding="utf-8"), header, run_table(shared, parts, card), results, recipe)
     write_text(zoo / f"NOTICE.{name}.txt", notice(tables, cache))
     written = write_text(zoo / f"{name}.toml", text)
-    export(run, zoo / f"{name}.safetensors", name)
+    export(run, zoo / f"{name}.safetensors", name, _texts(source, tables, zoo))
     return written
+
+
+def _texts(source: Source, card: dict[str, Any], zoo: Path) -> dict[str, Any] | None:
+    """Of images with captions: write the embeddings, a file named after the encoder; what `export` says of them."""
+    if not isinstance(source, Images | Latents) or not any("text" in e for e in source.pack.entries):
+        return None
+    encoder = card["data"]["encoder"]
+    file = f"{encoder['package']}.safetensors"
+    rows = source.pack.conditions(range(len(source.pack)))["text"]
+    write_texts(zoo / file, [e["caption"] for e in source.pack.entries], rows)
+    return {"file": file, "encoder": {k: v for k, v in encoder.items() if k != "licence"}}
 
 
 def main(arguments: list[str] | None = None) -> int:
