@@ -199,7 +199,7 @@ def read(path: Path) -> list[Row]:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Markdown: per solver and cell the mean distance with its 95 % interval (Student's t), the mean floor above them."""
+    """Markdown: per solver and cell the mean distance and its 95 % interval (Student's t), and the floor above them."""
     cells = sorted({(r["d"], r["m"]) for r in rows})
     head = "| solver | evaluations | " + " | ".join(f"d = {d}, m = {m}" for d, m in cells) + " |\n"
     out = head + "|---|--:|" + "--:|" * len(cells) + "\n"

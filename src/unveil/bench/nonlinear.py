@@ -93,7 +93,7 @@ def physics(name: str) -> tuple[Operator, Noise]:
     g = torch.Generator().manual_seed(60 + 10 * KINDS.index(kind) + n)
     if kind == "phase":
         matrix = torch.randn(n, n, generator=g, dtype=torch.complex128) / n**0.5
-        return Magnitude(Matrix(matrix)), Gaussian(0.05)
+        return Magnitude(Matrix(matrix)), Gaussian(0.1 if n == 8 else 0.05)
     m = {2: 2, 3: 2, 8: 4}[n]
     if kind == "photons":
         shares = torch.rand(m, n, generator=g, dtype=torch.float64) ** 3

@@ -35,7 +35,7 @@ NONLINEAR = """# Not linear, not Gaussian
 
 Priors are Gaussian mixtures in 2, 3 and 8 dimensions (the number in a problem's name); the data are
 
-- `phase`: magnitudes of complex linear measurements, sigma_y = 0.05;
+- `phase`: magnitudes of complex linear measurements, sigma_y = 0.05, in 8 dimensions 0.1;
 - `clip`: linear measurements clipped to [-0.3, 0.3], sigma_y = 0.05;
 - `bits`: two bits of each linear measurement, sigma = 0.1;
 - `photons`: Poisson counts, 20 where the signal is 1.
