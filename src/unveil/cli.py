@@ -134,14 +134,87 @@ def restore(
 
 
 @app.command()
+def reconstruct(
+    file: Annotated[
+        Path,
+        typer.Argument(help="Measured data: .h5 .npy .npz .mat .nii .fits .tif .dng, DICOM; FILE:NAME for one array."),
+    ],
+    instrument: Annotated[str, typer.Option(help="mri, ct, pet, mosaic or interferometer.", show_default=False)],
+    config: Annotated[
+        Path | None, typer.Option(help="instrument.toml: geometry, maps, axes, noise.", show_default=False)
+    ] = None,
+    prior: Annotated[str, typer.Option(help="Name (unveil list priors) or .safetensors file.")] = "photos",
+    solver: Annotated[str, typer.Option(help="Name of a solver (unveil list solvers), or auto.")] = "auto",
+    options: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Hyper-parameter of the solver; may be repeated.", metavar="NAME=VALUE"),
+    ] = None,
+    samples: Annotated[int, typer.Option(help="Samples of the posterior; their spread is the uncertainty.")] = 8,
+    steps: Annotated[int | None, typer.Option(help="Steps of the solver.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the samples.")] = 0,
+    truth: Annotated[
+        Path | None, typer.Option(help="A file of images in the data's units, to score with.", show_default=False)
+    ] = None,
+    chunk: Annotated[str, typer.Option(help="Samples computed together.")] = "auto",
+    threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
+    device: Device = None,
+    out: Annotated[Path, typer.Option(help="Folder for the results; absent or empty.")] = Path("reconstructed"),
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+) -> None:
+    """Reconstruct measured data of an instrument, with an uncertainty map, beside the classical methods."""
+    from .app.reconstruct import reconstruct as run
+    from .app.tasks import Asked, parse_options
+
+    asked = Asked(
+        instrument, solver=solver, options=parse_options(options or []), samples=samples, steps=steps, seed=seed,
+        prior=prior, chunk=chunk, threads=threads, device=device or "auto",
+    )  # fmt: skip
+    _finish_scan(lambda: run(file, instrument, config, asked, out, truth, quiet), out)
+
+
+def _finish_scan(work: Any, out: Path) -> None:
+    """Do the work of a reconstruction and say how it ended."""
+    from .app.reconstruct_page import mean_scores
+
+    try:
+        outcome = work()
+    except KeyboardInterrupt:
+        if (out / "problem.safetensors").exists():
+            print(f"\ninterrupted; to go on: unveil resume {out}", file=sys.stderr)
+        raise typer.Exit(130) from None
+    if outcome is None:
+        print(f"the run in {out} is complete: see {out / 'report.html'}")
+        return
+    for note in outcome.scan.notes:
+        print(f"note: {note}")
+    for number, part in zip(outcome.scan.slices, outcome.slices, strict=True):
+        print(f"slice {number}: {part.result.summary()}")
+    print(f"data misfit: {outcome.words}")
+    for name, values in mean_scores(outcome).items():
+        text = f"PSNR {values['psnr']:6.2f} dB" + (f"  SSIM {values['ssim']:.4f}" if "ssim" in values else "")
+        cover = f"  {values['coverage']:.1%} of the truth in the 90% interval" if "coverage" in values else ""
+        print(f"{name:<26} {text}{cover}")
+    if outcome.failed:
+        raise typer.Exit(3)
+    print(f"report: {out / 'report.html'}")
+
+
+@app.command()
 def resume(
-    folder: Annotated[Path, typer.Argument(help="Folder of an interrupted restore.", show_default=False)],
+    folder: Annotated[
+        Path, typer.Argument(help="Folder of an interrupted restore or reconstruct.", show_default=False)
+    ],
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
 ) -> None:
     """Go on with an interrupted run, to the bits of one without interruption."""
+    from .app.reconstruct import is_reconstruction
+    from .app.reconstruct import resume as go_on
     from .app.restore import resume as run
 
-    _finish(lambda: run(folder, quiet), folder)
+    if is_reconstruction(folder):
+        _finish_scan(lambda: go_on(folder, quiet), folder)
+    else:
+        _finish(lambda: run(folder, quiet), folder)
 
 
 def _finish(work: Any, out: Path) -> None:
@@ -373,16 +446,51 @@ def bench_mixtures(
     print(mixtures.table(rows))
 
 
-@bench.command("photos")
-def bench_photos(
-    solver: Annotated[list[str] | None, typer.Option(help="Only this solver; may be repeated.")] = None,
-    device: Device = None,
+@bench.command("images")
+def bench_images(
+    out: Annotated[
+        Path,
+        typer.Option(help="Results, a row for each cell; a run goes on from what is there. Page and sheet beside."),
+    ] = Path("images.jsonl"),
+    solvers: Annotated[
+        list[str] | None,
+        typer.Option("--solvers", "--solver", help="Only this solver or classical method; may be repeated."),
+    ] = None,
+    tasks: Annotated[
+        list[str] | None, typer.Option("--tasks", "--task", help="Only this task; may be repeated.")
+    ] = None,
+    photos: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--images", "--image", help="Only this photograph, or a file; may be repeated.", metavar="NAME|FILE"
+        ),
+    ] = None,
+    size: Annotated[int, typer.Option(help="Side of the middle that is taken of each photograph.")] = 256,
+    samples: Annotated[int, typer.Option(help="Samples of every solver.")] = 2,
+    effort: Annotated[
+        list[float] | None, typer.Option(help="Factor of the steps; may be repeated (the table shows 1).")
+    ] = None,
+    prior: Annotated[str, typer.Option(help="Name (unveil list priors) or .safetensors file.")] = "photos",
+    workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
 ) -> None:
-    """Restore the held-out photographs that ship, and compare with classical methods."""
-    from .app.suite import SOLVERS, suite
+    """Measure solvers and classical methods on the held-out photographs that ship: one table and a gallery."""
+    from .app.suite import cells, suite
 
-    if suite(Console(), solver or SOLVERS, device=device or "auto") < 2:
-        raise typer.Exit(1)
+    asked = cells(solvers or (), tasks or (), photos or (), size, samples, effort or (1.0,), prior)
+    raise typer.Exit(suite(Console(), out, asked, workers))
+
+
+@bench.command("tradeoff")
+def bench_tradeoff(
+    results: Annotated[Path, typer.Argument(help="Results of unveil bench images.")] = Path("images.jsonl"),
+    out: Annotated[Path, typer.Option(help="The page; its plot goes beside it.")] = Path("tradeoff.html"),
+) -> None:
+    """Quality against evaluations and seconds: a page and a plot, from bench images and the solvers' cards."""
+    from .app.tradeoff import write_tradeoff
+    from .bench.images import newest, read
+
+    html, png = write_tradeoff(newest(read(results)), out)
+    print(f"page: {html}, plot: {png}")
 
 
 @bench.command("overhead")
@@ -451,6 +559,49 @@ def train(
         raise typer.Exit(130) from None
     if os.environ.get("RANK", "0") == "0":
         print(export(last, folder / f"{name}.safetensors", name))
+
+
+@app.command()
+def fit(
+    solver: Annotated[str, typer.Argument(help="A solver that learns: score-prior, ...", show_default=False)],
+    photo: Photo,
+    task: Task,
+    out: Annotated[Path, typer.Option(help="What was learned: a .safetensors file.", show_default=False)],
+    measured: Annotated[bool, typer.Option("--measured", help="The file is the degraded image.")] = False,
+    mask: Mask = None,
+    kernel: Kernel = None,
+    boundary: Boundary = None,
+    scale: Scale = None,
+    kind: Kind = None,
+    noise: NoiseStd = None,
+    options: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Hyper-parameter of the solver; may be repeated.", metavar="NAME=VALUE"),
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps of learning.")] = None,
+    seed: Seed = 0,
+    prior: Annotated[str, typer.Option(help="Name (unveil list priors) or .safetensors file.")] = "photos",
+    threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
+    device: Device = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted fit, same words.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+) -> None:
+    """Let a solver learn ahead of time; restore --solver NAME --set fitted=FILE then draws from it in one step."""
+    from .app.fit import fit as run
+    from .app.tasks import Asked, parse_options
+    from .run.fit import unfinished
+
+    asked = Asked(
+        task, measured, mask, kernel, boundary, scale, kind, noise, solver, parse_options(options or []),
+        steps=steps, seed=seed, prior=prior, threads=threads, device=device or "auto",
+    )  # fmt: skip
+    try:
+        for line in run(photo, asked, out, resume, quiet):
+            print(line)
+    except KeyboardInterrupt:
+        go_on = "; to go on: the same command with --resume" if unfinished(out).exists() else ""
+        print(f"\ninterrupted{go_on}", file=sys.stderr)
+        raise typer.Exit(130) from None
 
 
 @app.command()

@@ -149,7 +149,7 @@ def ddpm(
     elif spacing in ("uniform", "full"):
         index = np.linspace(0, top, steps)
     elif spacing == "quad":
-        index = top - np.sqrt(np.linspace(0, top**2, steps))[::-1]
+        index = top - np.minimum(np.sqrt(np.linspace(0, (top + 1) ** 2, steps)), top)[::-1]
     else:
         raise InputError(f"unknown spacing '{spacing}': uniform, full or quad")
     whole = np.round(index) if spacing == "full" else np.ceil(index)

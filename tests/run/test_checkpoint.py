@@ -45,11 +45,12 @@ def test_a_cancelled_run_goes_on_to_the_same_bits(problem, prior, tmp_path, name
     path = tmp_path / "run.safetensors"
     if "noiseless" in solver.needs:
         problem = Problem(problem.y, problem.operator, 0.0, problem.shape)
-    whole = solve(problem, prior, solver, steps=STEPS, samples=2)
-    first = solve(problem, prior, solver, steps=STEPS, samples=2, checkpoint=path, on_step=stop_at(3))
+    n = max(2, solver.particles)
+    whole = solve(problem, prior, solver, steps=STEPS, samples=n)
+    first = solve(problem, prior, solver, steps=STEPS, samples=n, checkpoint=path, on_step=stop_at(3))
     assert (first.status, first.steps_done) == (Status.CANCELLED, 3)
     assert path.is_file()
-    second = solve(problem, prior, solver, steps=STEPS, samples=2, checkpoint=path, resume=True)
+    second = solve(problem, prior, solver, steps=STEPS, samples=n, checkpoint=path, resume=True)
     assert second.status is Status.DONE
     assert torch.equal(second.samples, whole.samples)
     assert (second.nfe, second.vjps) == (whole.nfe, whole.vjps)

@@ -9,24 +9,41 @@ from unveil.solvers.checks import CHECKS, cases, check_form, check_solver
 
 # the chains and sweeps that a method makes in a step, shortened: the promises do not depend on their number
 SHORT = {
+    "bird": {"ddim_steps": 3},
     "daps": {"inner_steps": 10},
+    "dcdp": {"inner_steps": 5, "purify_steps": 3},
+    "dmplug": {"ddim_steps": 2},
     "flair": {"data_steps": 3},
     "pnp-dm": {"inner_steps": 5},
+    "resample": {"every": 1, "inner_steps": 5},
+    "sitcom": {"inner_steps": 3},
+    "score-prior": {"batch": 2, "ode_steps": 1, "hidden": 2, "couplings": 1},
+    "score-prior-surrogate": {"batch": 2, "hidden": 2, "couplings": 1},
     "smrd": {"repeats": 1},
 }
 
 VARIANTS = [
     ("daps", {"inner": "hmc", "inner_steps": 3, "leapfrogs": 2}),
     ("daps", {"inner": "exact"}),
+    ("dcdp", {"inner_steps": 3, "purify_steps": 1, "lr": 0.5}),
     ("ddnm", {"travel_length": 2, "travel_repeats": 2}),
     ("ddrm", {"eta": 0.5, "eta_b": 0.4}),
+    ("dmplug", {"ddim_steps": 2, "stop": "none"}),
     ("dps", {"zeta": 1.0}),
+    ("fps-smc", {"path": True, "threshold": 1.0, "resampling": "ssp"}),
     ("mmps", {"eta": 0.0}),
     ("pigdm", {"eta": 0.0, "data_variance": 0.5}),
+    ("pnp-dm", {"inner_steps": 3, "order": 1, "eta": 0.0}),
+    ("projdiff", {"lr": 0.5}),
     ("red-diff", {"optimizer": "sgd", "lr": 0.01, "order": "ascending", "weighting": "square"}),
     ("red-diff", {"data": "relative"}),
+    ("resample", {"every": 2, "inner_steps": 5, "optimizer": "adam"}),
     ("rsld", {"rho": 0.0, "decay": False}),
+    ("sitcom", {"inner_steps": 3, "lam": 0.5}),
+    ("score-prior-surrogate", {"batch": 2, "couplings": 0, "estimator": "total", "clip": 1.0, "levels": 2}),
     ("smrd", {"early_stop": 0.2, "repeats": 1}),
+    ("tds", {"variance": "dps", "threshold": 1.0}),
+    ("tds", {"variance": "step", "order": 1}),
     ("red-diff", {"data": "likelihood", "order": "random", "sigma_x0": 0.01, "weighting": "log"}),
 ]
 

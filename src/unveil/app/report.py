@@ -21,11 +21,12 @@ PNG_PIXELS = 300_000
 
 @dataclass(frozen=True)
 class Figure:
-    """A picture [C, H, W] in [0, 1] with a title and a line below it."""
+    """A picture [C, H, W] in [0, 1] with a title and a line below it, as JPEG if a ``quality`` is given."""
 
     title: str
     image: Tensor
     caption: str = ""
+    quality: int | None = None
 
 
 @dataclass(frozen=True)
@@ -104,21 +105,22 @@ def _small(words: str) -> str:
 def _figure(figure: Figure) -> str:
     height, width = figure.image.shape[-2:]
     caption = f"<span>{escape(figure.caption)}</span>" if figure.caption else ""
+    source = _embedded(figure.image, figure.quality)
     return (
-        f'<figure><img src="{_embedded(figure.image)}" width={width} height={height} alt="{escape(figure.title)}">'
+        f'<figure><img src="{source}" width={width} height={height} alt="{escape(figure.title)}">'
         f"<figcaption><b>{escape(figure.title)}</b>{caption}</figcaption></figure>"
     )
 
 
-def _embedded(image: Tensor) -> str:
+def _embedded(image: Tensor, quality: int | None = None) -> str:
     """A picture as a data address."""
     height, width = image.shape[-2:]
     longest = max(height, width)
     if longest > MAX_SIDE:
         size = (max(1, round(height * MAX_SIDE / longest)), max(1, round(width * MAX_SIDE / longest)))
         image = torch.nn.functional.interpolate(image[None], size, mode="bilinear", antialias=True)[0]
-    small = image.shape[-2] * image.shape[-1] <= PNG_PIXELS
-    data = encode(image) if small else encode(image, kind="JPEG", quality=92)
+    small = quality is None and image.shape[-2] * image.shape[-1] <= PNG_PIXELS
+    data = encode(image) if small else encode(image, kind="JPEG", quality=quality or 92)
     return f"data:image/{'png' if small else 'jpeg'};base64,{base64.b64encode(data).decode()}"
 
 

@@ -18,7 +18,7 @@ from ..noise import Gaussian
 from ..operators import Identity
 from ..priors import GaussianPrior
 from ..problem import Problem
-from ..run import Status, stream
+from ..run import Status, solve, stream
 from ..schedules import Schedule, ddpm_sigmas
 from ..solvers import get_solver
 from ..solvers.base import Solver
@@ -126,6 +126,37 @@ def improving(solver: Solver, problem: str, steps: Sequence[int], limit: float =
     pairs = zip(steps[1:], found, found[1:], strict=False)
     bars = [Bar(f"{what} in {count} steps over that in fewer", b / a, 0, 1) for count, a, b in pairs]
     return [*bars, Bar(f"{what} over floor in {steps[-1]} steps", found[-1], 0, limit)]
+
+
+def particles_at_work(
+    solver: Solver, problem: str = "plane-row-0.05", few: int = 16, many: int = 128, runs: int = 32, steps: int = 30
+) -> list[Bar]:
+    """More particles come closer, as in any Monte Carlo method, and their mean weight is p(y).
+
+    The slope, in log-log, of the error of the weighted mean (root mean square over independent runs) on the number of
+    particles is -1/2, here with what that many runs leave uncertain; and the mean of the estimates of p(y) over its
+    closed form is one, within four standard errors, if the solver makes such estimates.
+    """
+    known = get_problem(problem)
+    y = known.problem.y.repeat(runs, *[1] * (known.problem.y.ndim - 1))
+    exact = known.posterior
+    errors, ratios = [], []
+    for count in (few, many):
+        result = solve(
+            replace(known.problem, y=y), known.prior, solver, samples=count, steps=steps, seed=list(range(runs))
+        )
+        assert result.weights is not None
+        at = torch.einsum("bs,bsn->bn", result.weights.double(), result.samples.double().flatten(2))
+        errors.append(float((at - exact.mean.flatten()).square().sum(1).mean().sqrt()))
+        if result.log_evidence is not None:
+            ratios.append((result.log_evidence.double() - known.prior.log_evidence(known.problem)).exp())
+    slope = math.log(errors[1] / errors[0]) / math.log(many / few)
+    bars = [Bar(f"{solver.name} on {problem}, slope of the error on particles", slope, -0.65, -0.35)]
+    for count, ratio in zip((few, many), ratios, strict=False):
+        spread = 4 * float(ratio.std()) / runs**0.5
+        what = f"{solver.name} on {problem}, p(y) over its closed form with {count} particles"
+        bars.append(Bar(what, float(ratio.mean()), 1 - spread, 1 + spread))
+    return bars
 
 
 def reproduces(solver: Solver, problems: Sequence[str], steps: int = 10, samples: int = 4) -> list[Bar]:

@@ -88,6 +88,8 @@ SETTINGS: dict[str, tuple[Setting, ...]] = {
         Setting("langevin", {"inner": "langevin"}, slow=True, gate_steps=40),
         Setting("hmc", {"inner": "hmc", "inner_steps": 20}, slow=True, gate_steps=40),
     ),
+    "bird": (Setting(samples=200, gate_steps=20),),
+    "dcdp": (Setting(samples=200), Setting("deblur", {"lr": 1.0}, samples=200, slow=True)),
     "ddnm": (Setting(), Setting("paper", {"eta": 0.85})),
     "ddpg": (Setting(), Setting("idpg", {"inject": False, "decay": False}, point=True, samples=64)),
     "ddrm": (Setting(), Setting("paper", {"eta": 0.85}, steps=20)),
@@ -96,6 +98,7 @@ SETTINGS: dict[str, tuple[Setting, ...]] = {
         Setting(samples=300, gate_steps=100),
         Setting("lam 1", {"lam": 1.0}, samples=300, gate_steps=100),
     ),
+    "dmplug": (Setting("", {"lr": 0.05}, steps=300, samples=50, gate_steps=30),),
     "dpps": (Setting(samples=60, gate_steps=50),),
     "dps": (Setting(samples=500),),
     "kadkhodaie-simoncelli": (
@@ -103,10 +106,18 @@ SETTINGS: dict[str, tuple[Setting, ...]] = {
         Setting("paper", {"h0": 0.01}, steps=700, samples=500, gate_steps=100),
     ),
     "lgd-mc": (Setting(samples=200, gate_steps=100),),
+    "mcgdiff": (Setting(samples=300, gate_steps=50),),
     "mcg": (Setting(samples=200, gate_steps=100),),
     "peng": (Setting(), Setting("II", {"guidance": "II"}), Setting("paper", {"eta": 0.0, "threshold": 0.2})),
     "flair": (Setting(samples=500),),
+    "fps-smc": (
+        Setting(samples=300, gate_steps=50),
+        Setting("path", {"path": True}, samples=300, slow=True, gate_steps=50),
+    ),
     "pnp-dm": (Setting(samples=500), Setting("long", steps=400, samples=200, slow=True, gate_steps=20)),
+    "projdiff": (Setting(samples=200), Setting("deblur", {"lr": 0.1}, samples=200, slow=True)),
+    "resample": (Setting(samples=200, gate_steps=100),),
+    "sitcom": (Setting(samples=200, gate_steps=5),),
     "repaint": (Setting(samples=200, gate_steps=20),),
     "score-ald": (
         Setting(samples=500, gate_steps=50),
@@ -132,10 +143,13 @@ SETTINGS: dict[str, tuple[Setting, ...]] = {
         Setting(samples=64, gate_steps=100),
         Setting("no repulsion", {"gamma": 0.0}, samples=64, slow=True, gate_steps=100),
     ),
+    "score-prior": (Setting(samples=500, slow=True, gate_steps=10),),
+    "score-prior-surrogate": (Setting(samples=500, slow=True, gate_steps=20),),
     "sds": (
         Setting(samples=64, gate_steps=100),
         Setting("decay", {"decay": True}, samples=64, slow=True, gate_steps=100),
     ),
+    "tds": (Setting(samples=300, gate_steps=50),),
     "smrd": (Setting(samples=200, gate_steps=30),),
 }
 """The settings of the ruler: what is not listed here runs once, with its defaults."""

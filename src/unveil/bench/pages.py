@@ -30,6 +30,7 @@ exact draws have (1 is perfect), and of the ratio of standard deviations.
 """
 
 FAMILIES = ("explicit", "variational", "decoupled", "smc")
+TITLES = {"smc": "Sequential Monte Carlo"}
 TABLE = "| solver | paper | needs | distance / floor | std |\n|---|---|---|--:|--:|\n"
 START, END = "<!-- solvers: made by make docs -->\n", "<!-- /solvers -->\n"
 YEAR = re.compile(r"(.+?) ((?:19|20)\d\d)\b")
@@ -52,7 +53,7 @@ def solvers_table(folder: str = "", by_family: bool = False) -> str:
     for family in families:
         lines = [_line(s, folder) for s in solvers if s.family == family]
         if lines:
-            parts.append(f"## {family.capitalize()}\n\n{TABLE}{''.join(lines)}")
+            parts.append(f"## {TITLES.get(family, family.capitalize())}\n\n{TABLE}{''.join(lines)}")
     return "\n".join(parts)
 
 

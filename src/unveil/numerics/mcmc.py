@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from torch import Tensor
@@ -13,15 +14,19 @@ Score = Callable[[Tensor], Tensor]
 
 
 @inner_loop
-def langevin(x: Tensor, score: Score, lr: Tensor | float, steps: int, rng: Rng) -> Tensor:
+def langevin(x: Tensor, score: Score, lr: Tensor | float, steps: int, rng: Rng, reach: float = math.inf) -> Tensor:
     """``steps`` unadjusted Langevin steps x <- x + lr score(x) + sqrt(2 lr) z (Roberts and Tweedie 1996).
 
     ``lr`` is a number or broadcastable to x [N, ...]. The stationary variance of a Gaussian direction of precision p
     is 1 / (p (1 - lr p / 2)); stable for lr p < 2.
+
+    No entry of lr score(x) is longer than ``reach``: a step away from where the density is nearly Gaussian, made for
+    its curvature there, would else leap too far (tamed Langevin steps, Brosse et al. 2019, arXiv 1710.05559).
     """
     noise = (2 * lr) ** 0.5
     for _ in range(steps):
-        x = x + lr * score(x) + noise * rng.normal(x)
+        drift = lr * score(x)
+        x = x + (drift if reach == math.inf else drift.clamp(-reach, reach)) + noise * rng.normal(x)
     return x
 
 

@@ -26,6 +26,7 @@ from .matrix import Matrix
 from .mosaic import Mosaic
 from .nufft import Interferometer, NonCartesianMRI, NonuniformFourier
 from .phase import CodedDiffraction, FourierMagnitude, Magnitude, RandomMagnitude
+from .phased import Phased
 from .resize import Downsample
 from .response import Clip, HighDynamicRange, NonlinearBlur, Quantize
 from .sensing import RandomSensing, SinglePixel, gaussian_matrix
@@ -62,6 +63,7 @@ __all__ = [
     "Operator",
     "ParallelBeam",
     "Parametric",
+    "Phased",
     "Quantize",
     "RandomMagnitude",
     "RandomSensing",

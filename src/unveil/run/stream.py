@@ -359,3 +359,4 @@ def check_fit(problem: Problem, prior: Prior, solver: Solver) -> None:
             f"{solver.name or type(solver).__name__} does not fit this problem: {why}; "
             f"these do: {', '.join(fits) or 'none'}"
         )
+    solver.check(problem, prior)

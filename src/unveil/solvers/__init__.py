@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError, NotCompatible, unknown
 from ..registry import lookup, names, ship
-from . import decoupled, explicit, variational
+from . import decoupled, explicit, smc, variational
 from .base import Run, Solver, State
 
 if TYPE_CHECKING:
     from ..problem import Problem
 
-FAMILIES = (explicit, variational, decoupled)
+FAMILIES = (explicit, variational, decoupled, smc)
 _HOMES = {
     name: (f"{family.__name__}.{name.replace('-', '_')}", cls)
     for family in FAMILIES

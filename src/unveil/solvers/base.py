@@ -165,6 +165,9 @@ class Solver:
             return f"it needs a measurement without noise{instead}"
         return None
 
+    def check(self, problem: Problem, prior: Prior) -> None:
+        """Raise :class:`InputError` where what the solver reads from files does not suit the run; before it starts."""
+
     @classmethod
     def citation(cls) -> str:
         """The paragraph of the docstring that names the paper: the first with a year, arXiv or doi."""

@@ -76,7 +76,7 @@ def chain(
     u = centre.add(rng.normal(centre), alpha=r) if start is None else start
     if kind == "hmc":
         return hmc(u, score, rate, steps, rng, leapfrogs)
-    return langevin(u, score, rate, steps, rng)
+    return langevin(u, score, rate, steps, rng, reach=r)
 
 
 def curvature(problem: Problem, x0: Tensor) -> Tensor:
@@ -95,6 +95,7 @@ def steepness(problem: Problem, x0: Tensor) -> Tensor:
     return _steepest(lambda x: problem.data(x)[1], x0, 0.01 * problem.scale)
 
 
+@inner_loop
 def _steepest(gradient: Callable[[Tensor], Tensor], x0: Tensor, size: float, rounds: int = 20) -> Tensor:
     """Power iteration on a Hessian, by differences of the gradient over ``size``; exact for quadratic functions."""
     n = x0.shape[0]
@@ -109,43 +110,48 @@ def _steepest(gradient: Callable[[Tensor], Tensor], x0: Tensor, size: float, rou
     return 1.1 * top
 
 
-Data = Callable[[Tensor], tuple[Tensor, Tensor]]
-
-
-def coordinates(problem: Problem, x: Tensor) -> tuple[Tensor, Data, Callable[[Tensor], Tensor]]:
-    """x in coordinates of which half the squared residual [N] and its gradient are cheap, that map, and the way back.
-
-    Those of V^T, where A has them: an orthogonal change of basis.
-    """
-    A = problem.operator
-    if not isinstance(A, Spectral):
-        return x, problem.data, lambda x: x
-    c, target = A.Vt(x), A.Ut(problem.y)
-    s = A.s(c)
-    beyond = 0.5 * (squared_norm(problem.y) - squared_norm(target)).clamp_min(0)  # what no signal explains
-
-    def data(c: Tensor) -> tuple[Tensor, Tensor]:
-        r = s * c - target
-        return beyond + 0.5 * squared_norm(r), s * r
-
-    return c, data, A.V
-
-
 @inner_loop
 def descend(
     problem: Problem, x: Tensor, rate: Tensor, steps: int, momentum: float = 0.0, floor: Tensor | None = None
 ) -> Tensor:
     """Gradient descent on |y - A(x)|^2 / 2 with momentum: v <- momentum v + gradient, x <- x - rate v.
 
-    ``rate`` is [N]. A row is left as it is once half its squared residual is at most ``floor`` [N].
+    ``rate`` is [N]. A row rests once half its squared residual would fall below ``floor`` [N]: on the way to that point
+    where it is ``floor`` (where A is linear; else nearly).
     """
-    c, data, back = coordinates(problem, x)
-    v = torch.zeros_like(c)
+    A = problem.operator
+    if isinstance(A, Spectral):  # in the coordinates of V^T, an orthogonal change of basis
+        c, target = A.Vt(x), A.Ut(problem.y)
+        s = A.s(c)
+        beyond = squared_norm(problem.y) - squared_norm(target)  # what no signal explains
+
+        def data(c: Tensor) -> tuple[Tensor, Tensor]:
+            r = target - s * c
+            return r, s * r
+    else:
+        c, beyond = x, torch.zeros_like(rate)
+
+        def data(c: Tensor) -> tuple[Tensor, Tensor]:
+            y, pullback = A.linearize(c)
+            r = problem.y - y
+            return r, pullback(r)
+
+    v, before = torch.zeros_like(c), c
     for _ in range(steps):
-        loss, gradient = data(c)
-        v = gradient.add(v, alpha=momentum)
-        c = c - expand(rate if floor is None else torch.where(loss > floor, rate, 0), c) * v
-    return back(c)
+        r, downhill = data(c)
+        v = downhill.add(v, alpha=momentum)
+        further = c + expand(rate, c) * v
+        if floor is not None:
+            far = squared_norm(r) + beyond > 2 * floor
+            before, further = where_rows(far, c, before), where_rows(far, further, c)
+        c = further
+    if floor is not None:  # between the last two points |r|^2 is quadratic: |r0|^2 - 2 t b + t^2 a
+        r0, r1 = data(before)[0], data(c)[0]
+        a, there, here = squared_norm(r1 - r0), squared_norm(r0), squared_norm(r1)
+        b, excess = (there + a - here) / 2, there + beyond - 2 * floor
+        t = excess / (b + (b * b - a * excess).clamp_min(0).sqrt()).clamp_min(1e-30)
+        c = torch.lerp(before, c, expand(torch.where(here + beyond < 2 * floor, t, 1), c))
+    return A.V(c) if isinstance(A, Spectral) else c
 
 
 def noise_floor(problem: Problem, variance: float | None = None) -> Tensor:

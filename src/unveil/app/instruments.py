@@ -1,0 +1,181 @@
+"""The problem of each instrument of ``unveil reconstruct``: operator, noise and units of a slice of a scan."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError, unknown
+from ..noise import Noise, Poisson, estimate_sigma
+from ..operators import (
+    MRI,
+    PET,
+    ConeBeam,
+    FanBeam,
+    Interferometer,
+    Mosaic,
+    MultiCoilMRI,
+    NonCartesianMRI,
+    Operator,
+    ParallelBeam,
+    Phased,
+)
+from ..problem import as_noise
+from .scan import Scan
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One slice: y [1, ...] in the units in which the signal lies in [0, 1], its operator and noise.
+
+    A value v of the signal is ``black + (white - black) v`` in the units of the instrument. ``kinds`` name the
+    classical methods that belong beside it.
+    """
+
+    y: Tensor
+    operator: Operator
+    noise: Noise
+    black: float
+    white: float
+    kinds: tuple[str, ...]
+    complex_signal: bool = False
+
+
+def measure(scan: Scan, k: int, channels: int | None) -> Measured:
+    """The problem of slice ``k`` of those taken, for a prior of ``channels``: 2 for complex images, else magnitudes."""
+    maker: Callable[[Scan, int, int | None], Measured] = globals()[f"_measure_{scan.instrument}"]
+    return maker(scan, k, channels)
+
+
+def _measure_mri(scan: Scan, k: int, channels: int | None) -> Measured:
+    arrays, y = scan.arrays, scan.arrays["y"][k : k + 1]
+    maps = arrays["maps"][k] if "maps" in arrays else None
+    operator: Operator
+    if "points" in arrays:
+        height, width = scan.table["size"]
+        operator = NonCartesianMRI(arrays["points"], (height, width), maps)
+        phase = torch.zeros(height, width) if channels == 2 else _bare(operator, y).angle()
+    else:
+        operator = (
+            MRI(arrays["mask"], in_shape=(2, *y.shape[-2:])) if maps is None else MultiCoilMRI(arrays["mask"], maps)
+        )
+        phase = arrays["phase"][k]
+    sigma = float(scan.table["noise"]) if "noise" in scan.table else _outer(y, arrays.get("mask"))
+    white = float(scan.table.get("white", 0)) or _level(_bare(operator, y).abs())
+    seen = operator if channels == 2 else operator @ Phased(phase)
+    return Measured(y / white, seen, as_noise(sigma / white), 0.0, white, ("zero-filled", "tv"), channels == 2)
+
+
+def _bare(operator: Any, y: Tensor) -> Tensor:
+    """The zero-filled complex image [H, W], scaled to explain the data."""
+    x = operator.adjoint(y)
+    again = operator(x)
+    gain = (y.conj() * again).real.sum() / again.abs().square().sum().clamp(min=1e-30)
+    image: Tensor = torch.complex(x[0, 0], x[0, 1]) * gain
+    return image
+
+
+def _outer(y: Tensor, mask: Tensor | None) -> float:
+    """The noise in each part of k-space, from the median magnitude far from the middle, where there is little else."""
+    if mask is None:
+        flat = y.abs().flatten()
+        return float(flat.sort().values[: max(1, len(flat) // 4)].max()) / 0.7585  # a quarter of Rayleigh's values
+    h, w = mask.shape
+    rows, columns = ((torch.arange(n) - n // 2) / (n / 2) for n in (h, w))
+    radius = torch.hypot(rows[:, None].expand(h, w), columns.expand(h, w)) * (mask > 0)
+    far = radius > radius.max() * 0.8
+    values = y[0][:, far].abs().flatten()
+    values = values[values > 0]
+    return float(values.median()) / 1.17741 if len(values) else 0.0
+
+
+def _level(values: Tensor) -> float:
+    """What is to be white: nearly the largest value."""
+    flat = values.flatten().float()
+    return max(float(flat.kthvalue(max(1, math.ceil(0.999 * flat.numel()))).values), 1e-30)
+
+
+def _beam(scan: Scan) -> ParallelBeam | FanBeam | ConeBeam:
+    table, y, angles = scan.table, scan.arrays["y"], scan.arrays["angles"]
+    beam = table.get("beam", "parallel")
+    if beam not in ("parallel", "fan", "arc", "cone"):
+        raise unknown("beam", str(beam), ("parallel", "fan", "arc", "cone"))
+    lengths = {key: float(table[key]) for key in ("spacing", "pixel", "offset", "distance") if key in table}
+    size = table.get("size")
+    if size is None and beam == "parallel":
+        size = [y.shape[-1], y.shape[-1]]
+    want = 3 if beam == "cone" else 2
+    if not isinstance(size, list) or len(size) != want or not all(isinstance(n, int) and n > 0 for n in size):
+        raise InputError(f"a {beam} beam needs the image's size in the configuration: size = {[256] * want}")
+    if beam == "parallel":
+        for key in ("source", "distance"):
+            if key in table:
+                raise InputError(f'{key} belongs to fan and cone beams: say beam = "fan", or leave it out')
+        return ParallelBeam(angles, (size[0], size[1]), y.shape[-1], **lengths)
+    if "source" not in table:
+        raise InputError(f"a {beam} beam needs source, its distance from the axis, in the configuration")
+    source = float(table["source"])
+    if beam == "cone":
+        return ConeBeam(angles, (size[0], size[1], size[2]), (y.shape[-2], y.shape[-1]), source=source, **lengths)
+    return FanBeam(angles, (size[0], size[1]), y.shape[-1], source=source, curved=beam == "arc", **lengths)
+
+
+def _measure_ct(scan: Scan, k: int, channels: int | None) -> Measured:  # noqa: ARG001
+    y, operator = scan.arrays["y"][k : k + 1, None], _beam(scan)
+    operator.in_shape = (1, *operator.size)
+    sigma = float(scan.table["noise"]) if "noise" in scan.table else float(estimate_sigma(y)[0])
+    black = float(scan.table.get("black", 0))
+    white = float(scan.table.get("white", 0)) or _level(operator.fbp(y, "hann"))
+    if not white > black:
+        raise InputError(f"white must be larger than black, got {white:g} and {black:g}")
+    if black:
+        y = y - operator(torch.full((1, *operator.in_shape), black))
+    scale = white - black
+    return Measured(y / scale, operator, as_noise(sigma / scale), black, white, ("fbp", "sart", "tv"))
+
+
+def _measure_pet(scan: Scan, k: int, channels: int | None) -> Measured:  # noqa: ARG001
+    arrays, rays = scan.arrays, _beam(scan)
+    rays.in_shape = (1, *rays.size)
+    y = arrays["y"][k : k + 1, None]
+    fwhm = float(scan.table.get("fwhm", 0))
+    pet = PET(rays, fwhm, arrays.get("attenuation"), arrays.get("efficiency"))
+    white = float(scan.table.get("white", 0)) or _level(_bare_activity(pet, y, arrays.get("background")))
+    operator: Operator = pet
+    if "background" in arrays:
+        operator = pet + arrays["background"] / white
+    return Measured(y / white, operator, Poisson(white), 0.0, white, ("mlem",))
+
+
+def _bare_activity(pet: PET, y: Tensor, background: Tensor | None) -> Tensor:
+    from ..bench.classic import mlem
+    from ..problem import Problem
+
+    return mlem(Problem(y, pet, Poisson(1.0)), 0.0 if background is None else background, steps=10)
+
+
+def _measure_mosaic(scan: Scan, k: int, channels: int | None) -> Measured:  # noqa: ARG001
+    y = scan.arrays["y"][k : k + 1]
+    white = float(scan.table.get("white", 1.0))
+    operator = Mosaic(scan.table.get("pattern", scan.form.facts.get("pattern", "rggb")), (3, *y.shape[-2:]))
+    cells = torch.nn.functional.pixel_unshuffle(y[:, :, : y.shape[2] // 2 * 2, : y.shape[3] // 2 * 2], 2)
+    sigma = float(scan.table["noise"]) if "noise" in scan.table else float(estimate_sigma(cells)[0])
+    return Measured(y / white, operator, as_noise(sigma / white), 0.0, white, ("interpolated",))
+
+
+def _measure_interferometer(scan: Scan, k: int, channels: int | None) -> Measured:  # noqa: ARG001
+    y, table = scan.arrays["y"][k : k + 1], scan.table
+    height, width = table["size"]
+    operator = Interferometer(scan.arrays["uv"], (height, width), float(table["pixel"]))
+    operator.in_shape = (1, height, width)
+    sigma = float(table["noise"]) if "noise" in table else _outer(y, None)
+    x = operator.adjoint(y)
+    again = operator(x)
+    gain = float((y.conj() * again).real.sum() / again.abs().square().sum().clamp(min=1e-30))
+    white = float(table.get("white", 0)) or _level((x * gain).abs())
+    return Measured(y / white, operator, as_noise(sigma / white), 0.0, white, ("zero-filled", "tv"))

@@ -1,0 +1,166 @@
+"""Classical reconstructions from the data of instruments: zero-filling, total variation, SART, MLEM.
+
+Where a method has a parameter it comes from the data: the residual is to be as large as the noise (the discrepancy
+principle of Morozov 1966, Soviet Math. Dokl. 7, 414).
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+from ..operators.base import Linear
+from ..operators.tomography import Tomography
+from ..problem import Problem, squared_norm
+from ..rng import single
+
+
+def zero_filled(problem: Problem) -> Tensor:
+    """A^H y, scaled to explain the data best, [B, *shape]: for k-space what was not measured is zero."""
+    operator = linear(problem)
+    x = operator.adjoint(problem.y)
+    again = operator(x)
+    gain = _dot(problem.y, again) / squared_norm(again).clamp(min=1e-30)
+    return x * gain.to(x).reshape(-1, *[1] * (x.ndim - 1))
+
+
+def total_variation(problem: Problem, sigma: float | None = None, steps: int = 120, rounds: int = 4) -> Tensor:
+    """argmin_x |y - A x|^2 / 2 + w TV(x) [B, *shape], w so that the residual is that of noise ``sigma``.
+
+    TV is isotropic over the axes of space, jointly over channels (Rudin, Osher, Fatemi 1992, Physica D 60, 259; the
+    primal-dual method of Chambolle and Pock 2011, J. Math. Imaging Vis. 40, 120, algorithm 1). ``sigma`` is
+    the problem's, if it has one; ``rounds`` weights are tried, each from the last one's solution.
+    """
+    operator, sigma = linear(problem), problem.noise.sigma if sigma is None else sigma
+    back = operator.adjoint(problem.y)
+    column = (squared_norm(operator(_probe(back))) / back[0].numel()).mean().sqrt()  # root mean square of columns
+    weight = float(column * sigma) if sigma else 1e-3 * float(back.abs().max())
+    lipschitz = _norm(operator, back)
+    x = zero_filled(problem)
+    best, nearest = x, float("inf")
+    for _ in range(rounds if sigma else 1):
+        x = _primal_dual(operator, problem.y, x, weight, lipschitz, steps)
+        if not sigma:
+            return x
+        ratio = float(squared_norm(problem.y - operator(x)).mean() / (problem.m * sigma**2))
+        if abs(ratio - 1) < nearest:
+            best, nearest = x, abs(ratio - 1)
+        if nearest < 0.05:
+            break
+        weight *= min(max(ratio ** (-1.0 if ratio > 1 else -2.0), 1 / 4), 4)
+    return best
+
+
+def _primal_dual(operator: Linear, y: Tensor, x: Tensor, weight: float, norm: float, steps: int) -> Tensor:
+    axes = tuple(range(2 - x.ndim, 0))
+    scale = norm / (2 * len(axes) ** 0.5)  # gradients as large as the data term
+    size = (2 * norm**2) ** 0.5
+    tau = sigma = 0.99 / size
+    p, q = torch.zeros_like(y), [torch.zeros_like(x) for _ in axes]
+    ahead = x
+    for _ in range(steps):
+        p = (p + sigma * (operator(ahead) - y)) / (1 + sigma)
+        q = [v + sigma * scale * _forward(ahead, axis) for v, axis in zip(q, axes, strict=True)]
+        length = sum(v.square().sum(1, keepdim=True) for v in q)
+        assert isinstance(length, Tensor)
+        shrink = (length.sqrt() * scale / weight).clamp(min=1)
+        q = [v / shrink for v in q]
+        slope = operator.adjoint(p)
+        for v, axis in zip(q, axes, strict=True):
+            slope = slope + scale * _backward(v, axis)
+        new = x - tau * slope
+        ahead, x = 2 * new - x, new
+    return x
+
+
+def _forward(x: Tensor, axis: int) -> Tensor:
+    """Differences to the next neighbour, zero at the end."""
+    n = x.shape[axis]
+    return torch.cat([x.diff(dim=axis), torch.zeros_like(x.narrow(axis, n - 1, 1))], axis)
+
+
+def _backward(v: Tensor, axis: int) -> Tensor:
+    """The transpose of :func:`_forward`."""
+    n = v.shape[axis]
+    inner = v.narrow(axis, 0, n - 1)
+    edge = torch.zeros_like(v.narrow(axis, 0, 1))
+    return torch.cat([edge, inner], axis) - torch.cat([inner, edge], axis)
+
+
+def sart(problem: Problem, sweeps: int = 20, subsets: int = 10, sigma: float | None = None) -> Tensor:
+    """The simultaneous algebraic reconstruction technique [B, *shape] for tomography, in ordered subsets of views.
+
+    x <- x + A_k^T ((y_k - A_k x) / A_k 1) / A_k^T 1 for subsets k of the views in turn, from zero (Andersen and Kak
+    1984, Ultrason. Imaging 6, 81), until the residual is that of noise ``sigma`` (the problem's), at most ``sweeps``
+    times.
+    """
+    operator, y = problem.operator, problem.y
+    if not isinstance(operator, Tomography):
+        raise InputError("SART is for tomography")
+    sigma = problem.noise.sigma if sigma is None else sigma
+    count = min(subsets, len(operator.angles))
+    parts = []
+    for k in range(count):
+        index = torch.arange(k, len(operator.angles), count)
+        part = copy.copy(operator)
+        part.__dict__.pop("_cache", None)
+        part.angles, part.detector = operator.angles[index], (len(index), *operator.detector[1:])
+        rows = part(torch.ones_like(problem.like[:1]))
+        columns = part.adjoint(torch.ones_like(rows))
+        parts.append((part, index, _inverse(rows), _inverse(columns)))
+    x = torch.zeros_like(problem.like)
+    for _ in range(sweeps):
+        for part, index, rows, columns in parts:
+            x = x + columns * part.adjoint(rows * (y[:, :, index.to(y.device)] - part(x)))
+        if sigma and bool((squared_norm(y - operator(x)) <= problem.m * sigma**2).all()):
+            break
+    return x
+
+
+def mlem(problem: Problem, background: Tensor | float = 0.0, steps: int = 50) -> Tensor:
+    """The likeliest activity [B, *shape] of Poisson counts by expectation maximisation, stopped after ``steps``.
+
+    x <- x A^T (y / (A x + b)) / A^T 1 (Shepp and Vardi 1982, IEEE Trans. Med. Imaging 1, 113), from a flat image.
+    """
+    operator = linear(problem)
+    seen = operator.adjoint(torch.ones_like(problem.y))
+    x = torch.ones_like(problem.like) * (problem.y.mean() / operator(torch.ones_like(problem.like)).mean())
+    for _ in range(steps):
+        mean = (operator(x) + background).clamp(min=1e-12)
+        x = x * operator.adjoint(problem.y.clamp(min=0) / mean) * _inverse(seen)
+    return x
+
+
+def linear(problem: Problem) -> Linear:
+    """The operator, if it is linear."""
+    if not isinstance(problem.operator, Linear):
+        raise InputError(f"{type(problem.operator).__name__} is not linear: this needs a linear operator")
+    return problem.operator
+
+
+def _inverse(x: Tensor) -> Tensor:
+    """1 / x, zero where x is nearly."""
+    small = 1e-6 * float(x.max())
+    return torch.where(x > small, 1 / x.clamp(min=small if small > 0 else 1), 0)
+
+
+def _norm(operator: Linear, like: Tensor, steps: int = 12) -> float:
+    """The largest singular value, by the power method, and a little more."""
+    x = _probe(like)[:1]
+    for _ in range(steps):
+        x = operator.normal(x / torch.linalg.vector_norm(x))
+    return 1.05 * math.sqrt(float(torch.linalg.vector_norm(x)))
+
+
+def _probe(like: Tensor) -> Tensor:
+    return single(0, like.shape[0], purpose="probe").normal(like)
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """Re<a, b> per row."""
+    product = (a * b.conj()).real if a.is_complex() or b.is_complex() else a * b
+    return product.flatten(1).sum(1)

@@ -1,0 +1,37 @@
+"""The seed of a sample: what solvers optimise that take the whole reverse diffusion for a function of its start."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ...priors.base import Prior
+from ...schedules import Schedule
+from ..base import Run
+from ..moves import vp_schedule
+
+
+def seed_levels(prior: Prior, ddim_steps: int) -> tuple[float, ...]:
+    """The levels of the reverse diffusion, DDIM with this many of DDPM's, and 0. The seed lives at the first."""
+    return vp_schedule(prior, ddim_steps).sigmas
+
+
+def steady(sigma: float, steps: int) -> Schedule:
+    """A schedule of ``steps`` that stays at a level: it falls by a part in a thousand in all, then to 0."""
+    return Schedule((*(sigma * (1 - 1e-3 * k / steps) for k in range(steps)), 0.0))
+
+
+def seed_unit(run: Run, sigma: float) -> float:
+    """The deviation of a signal at level sigma, that of the seed's units in ours: sqrt(scale^2 + sigma^2)."""
+    return float((run.scale**2 + sigma**2) ** 0.5)
+
+
+def from_seed(z: Tensor, run: Run, sigma: float) -> Tensor:
+    """The iterate at level sigma of a seed of mean zero and variance one."""
+    middle = torch.full_like(z, sum(run.problem.value_range) / 2)
+    return middle.add_(z, alpha=seed_unit(run, sigma))
+
+
+def to_seed(x: Tensor, run: Run, sigma: float) -> Tensor:
+    """The inverse of :func:`from_seed`."""
+    return (x - sum(run.problem.value_range) / 2) / seed_unit(run, sigma)

@@ -1,0 +1,375 @@
+"""``unveil reconstruct``: instruments from file to images with uncertainty, what is refused, the same bits again."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from unveil import registry
+from unveil.io.data import read_data
+from unveil.operators import (
+    PET,
+    FanBeam,
+    Interferometer,
+    Mosaic,
+    MultiCoilMRI,
+    NonCartesianMRI,
+    ParallelBeam,
+    birdcage_maps,
+    radial_trajectory,
+    random_lines,
+    views,
+)
+from unveil.priors.base import Prior, expand
+from unveil.rng import single
+from unveil.training.phantoms import phantom
+
+N = 32
+TRUTH = torch.from_numpy(np.stack([phantom(N, np.random.default_rng(k)) for k in (3, 4)]))
+NOISE = single(0, 1, purpose="test")
+
+
+class Smooth(Prior):
+    """One channel of any size: pixels independent N(0.2, 0.3^2)."""
+
+    value_range = (0.0, 1.0)
+    sigma_range = (0.001, 40.0)
+    before = None
+
+    def __init__(self, channels: int = 1, value_range: tuple[float, float] = (0.0, 1.0)) -> None:
+        self.shape, self.value_range = (channels, None, None), value_range
+
+    def denoise(self, x, sigma):
+        if Smooth.before is not None:
+            Smooth.before()
+        s = expand(sigma, x)
+        return 0.2 + (x - 0.2) * (0.09 / (0.09 + s * s))
+
+    def in_range(self, lo, hi):
+        assert (lo, hi) == self.value_range
+        return self
+
+    def describe(self):
+        return {"name": "smooth", "channels": self.shape[0]}
+
+
+@pytest.fixture(autouse=True)
+def priors():
+    registry.names("prior")
+    registry._entries["prior"] |= {"grey": Smooth(), "complex": Smooth(2, (-1.0, 1.0))}
+    yield
+    Smooth.before = None
+    for name in ("grey", "complex"):
+        del registry._entries["prior"][name]
+
+
+def noisy(y: torch.Tensor, sigma: float) -> torch.Tensor:
+    g = torch.Generator().manual_seed(1)
+    noise = torch.randn((*y.shape, 2), generator=g)
+    return y + sigma * (torch.view_as_complex(noise) if y.is_complex() else noise[..., 0])
+
+
+def config(tmp_path, text: str):
+    path = tmp_path / "instrument.toml"
+    path.write_text(text)
+    return path
+
+
+def run(unveil, file, instrument, out, *words):
+    status, text, err = unveil("reconstruct", file, "--instrument", instrument, "--out", out, "--quiet", *words)
+    assert status == 0, err
+    return text
+
+
+FAST = ("--prior", "grey", "--steps", 6, "--samples", 3)
+
+
+def ct_file(tmp_path, scale: float = 0.02, sigma: float = 0.2):
+    """A sinogram of two slices in attenuation times mm, pixels of 2 mm."""
+    A = ParallelBeam(views(24), (N, N), 48, pixel=2.0, spacing=2.0)
+    np.save(tmp_path / "sinogram.npy", noisy(A(TRUTH[:, None]) * scale, sigma * scale)[:, 0].numpy())
+    np.save(tmp_path / "angles.npy", views(24).numpy())
+    np.save(tmp_path / "truth.npy", (TRUTH * scale).numpy())
+    return tmp_path / "sinogram.npy", "angles = 'angles.npy'\nsize = [32, 32]\npixel = 2.0\nspacing = 2.0\n"
+
+
+# -- instruments -----------------------------------------------------------------------------------------------------
+
+
+def test_tomography(unveil, tmp_path) -> None:
+    file, text = ct_file(tmp_path)
+    settings = config(tmp_path, text + 'noise = 0.004\noutput = ".nii.gz"')
+    out = tmp_path / "out"
+    said = run(unveil, file, "ct", out, "--config", settings, "--truth", tmp_path / "truth.npy", *FAST)
+    found = {p.name for p in out.iterdir()}
+    assert found == {
+        "reconstruction.nii.gz", "uncertainty.nii.gz", "filtered-back-projection.nii.gz", "SART.nii.gz",
+        "total-variation.nii.gz", "problem.safetensors", "recipe.toml", "result.json", "report.html", "slices",
+    }  # fmt: skip
+    images = {name: read_data(out / f"{name}.nii.gz") for name in ("reconstruction", "total-variation")}
+    for x, form in images.values():
+        assert x.shape == (2, N, N)
+        assert float((x - 0.02 * TRUTH).norm() / (0.02 * TRUTH).norm()) < 0.45  # in the units of the data
+        assert form.spacing[-2:] == (2.0, 2.0)
+    facts = json.loads((out / "result.json").read_text())
+    assert [s["number"] for s in facts["slices"]] == [0, 1]
+    assert facts["slices"][0]["scores"].keys() == {
+        "reconstruction", "filtered back-projection", "SART", "total variation"
+    }  # fmt: skip
+    assert "PSNR" in said
+    assert (read_data(out / "uncertainty.nii.gz")[0] > 0).all()
+    page = (out / "report.html").read_text()
+    assert page.count('src="data:image/png;base64,') == 2 * 7
+
+
+def test_the_fan_of_a_scanner_and_transmitted_light(unveil, tmp_path) -> None:
+    A = FanBeam(views(24, 360.0), (N, N), 64, source=90.0, distance=60.0, curved=True, spacing=2.0)
+    light = 1e4 * torch.exp(-noisy(A(TRUTH[:1, None]), 0.05) * 0.05)[0, 0]
+    np.savez(tmp_path / "scan.npz", light=light.numpy().T, angles=torch.deg2rad(views(24, 360.0)).numpy())
+    settings = config(
+        tmp_path,
+        'beam = "arc"\nangles = ":angles"\nunit = "radians"\nsize = [32, 32]\nsource = 90.0\ndistance = 60.0\n'
+        'spacing = 2.0\ndata = "transmission"\ni0 = 1e4\naxes = "detector view"',
+    )
+    out = tmp_path / "out"
+    run(unveil, f"{tmp_path / 'scan.npz'}:light", "ct", out, "--config", settings, *FAST)
+    x, _ = read_data(out / "total-variation.npy")
+    assert float((x - 0.05 * TRUTH[0]).norm() / (0.05 * TRUTH[0]).norm()) < 0.25
+
+
+def kspace(coils: int = 4, sigma: float = 0.01) -> tuple[np.ndarray, torch.Tensor, torch.Tensor]:
+    """Of both slices with a slowly varying phase, two columns in three: data, maps, images."""
+    maps = birdcage_maps(coils, (N, N))
+    phase = torch.linspace(0, 1.5, N).expand(N, N)
+    images = torch.stack([TRUTH * phase.cos(), TRUTH * phase.sin()], 1)
+    A = MultiCoilMRI(random_lines((N, N), 1.4, 0.3, seed=2), maps)
+    y = noisy(A(images) * 1e-4, sigma * 1e-4) * A.measured
+    return y.numpy(), maps, images
+
+
+@pytest.mark.parametrize("prior", ["grey", "complex"])
+def test_coils_in_the_layout_of_fastmri(unveil, tmp_path, prior) -> None:
+    h5py = pytest.importorskip("h5py")
+    data, maps, _ = kspace()
+    with h5py.File(tmp_path / "scan.h5", "w") as file:
+        file["kspace"], file["ismrmrd_header"] = data, b"<ismrmrdHeader/>"
+        file.attrs["acquisition"] = "AXT1"
+    np.save(tmp_path / "maps.npy", maps.numpy())
+    settings = config(tmp_path, 'maps = "maps.npy"\nslices = [1]\nnoise = 1e-6\ncalibration = 8')
+    out = tmp_path / "out"
+    run(unveil, tmp_path / "scan.h5", "mri", out, "--config", settings, *FAST[2:], "--prior", prior)
+    x, form = read_data(out / "reconstruction.h5")
+    assert form.facts["acquisition"] == "AXT1"
+    assert form.header == "<ismrmrdHeader/>"
+    assert x.is_complex() == (prior == "complex")
+    error = float((x.abs() * 1e4 - TRUTH[1]).norm() / TRUTH[1].norm())
+    zero = read_data(out / "zero-filled.h5")[0]
+    assert error < 0.3 < 3 * float((zero.abs() * 1e4 - TRUTH[1]).norm() / TRUTH[1].norm())
+
+
+def test_one_coil_and_a_mask(unveil, tmp_path) -> None:
+    data = kspace(1, 0.003)[0]
+    parts = np.stack([data.real, data.imag], -1)[:, 0]
+    mask = (np.abs(data).sum((0, 1, 2)) > 0).astype(np.float32)
+    np.savez(tmp_path / "scan.npz", kspace=parts, mask=mask)
+    settings = config(
+        tmp_path, '[mri]\naxes = "slice row column part"\nmask = ":mask"\nsize = [32, 32]\ncalibration = 8'
+    )
+    out = tmp_path / "out"
+    run(unveil, tmp_path / "scan.npz", "mri", out, "--config", settings, *FAST)
+    assert read_data(out / "reconstruction.npy")[0].shape == (2, N, N)
+    facts = json.loads((out / "result.json").read_text())
+    assert 0.3 < facts["slices"][0]["chi2"] < 3  # the noise was found in the data
+
+
+def test_spokes(unveil, tmp_path) -> None:
+    points = radial_trajectory(24, 48)
+    maps = birdcage_maps(2, (N, N))
+    A = NonCartesianMRI(points, (N, N), maps)
+    y = noisy(A(torch.stack([TRUTH[:1], torch.zeros(1, N, N)], 1)), 0.02)
+    np.savez(tmp_path / "scan.npz", kspace=y.numpy(), points=points.numpy(), maps=maps.numpy())
+    settings = config(
+        tmp_path,
+        'trajectory = ":points"\nmaps = ":maps"\nsize = [32, 32]\naxes = "slice coil sample"\nnoise = 0.02',
+    )
+    out = tmp_path / "out"
+    run(unveil, tmp_path / "scan.npz", "mri", out, "--config", settings, *FAST)
+    x, _ = read_data(out / "total-variation.npy")
+    assert float((x - TRUTH[0]).norm() / TRUTH[0].norm()) < 0.2
+
+
+def test_emission(unveil, tmp_path) -> None:
+    A = PET(ParallelBeam(views(24), (N, N), 48), attenuation=torch.full((N, N), 0.01))
+    mean = 40 * A(TRUTH[:1, None])[0, 0] + 5
+    counts = single(3, 1).poisson(mean[None])[0]
+    np.save(tmp_path / "mu.npy", np.full((N, N), 0.01, dtype=np.float32))
+    np.save(tmp_path / "counts.npy", counts.numpy())
+    settings = config(
+        tmp_path, "angles = {count = 24}\nsize = [32, 32]\nattenuation = 'mu.npy'\nbackground = [[5.0]]\nwhite = 40"
+    )
+    out = tmp_path / "out"
+    run(unveil, tmp_path / "counts.npy", "pet", out, "--config", settings, *FAST, "--solver", "dps")
+    x = read_data(out / "MLEM.npy")[0]
+    assert float((x - 40 * TRUTH[0]).norm() / (40 * TRUTH[0]).norm()) < 0.3
+
+
+def test_a_mosaic_of_sixteen_bits(unveil, tmp_path) -> None:
+    tifffile = pytest.importorskip("tifffile")
+    image = torch.stack([TRUTH[0], TRUTH[1], (TRUTH[0] + TRUTH[1]) / 2])[None]
+    y = noisy(Mosaic("gbrg")(image), 0.01)[0, 0].clamp(0, 1) * 16383
+    tifffile.imwrite(tmp_path / "raw.tif", y.round().numpy().astype(np.uint16))
+    settings = config(tmp_path, 'pattern = "gbrg"\nwhite = 16383\noutput = ".npy"')
+    out = tmp_path / "out"
+    run(unveil, tmp_path / "raw.tif", "mosaic", out, "--config", settings, *FAST[2:], "--prior", "toy")
+    x = read_data(out / "reconstruction.npy")[0]
+    assert x.shape == (3, N, N)
+    plain = read_data(out / "interpolated.npy")[0]
+    assert float((plain / 16383 - image[0]).square().mean()) < 0.01
+
+
+def test_visibilities(unveil, tmp_path) -> None:
+    uv = 20e3 * (torch.rand(400, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 2 - 1)
+    A = Interferometer(uv, (N, N), 4.0)
+    np.savez(tmp_path / "v.npz", y=noisy(A(TRUTH[:1, None]), 0.02)[0, 0].numpy(), uv=uv.numpy())
+    settings = config(tmp_path, 'uv = ":uv"\nsize = [32, 32]\npixel = 4.0\nnoise = 0.02')
+    out = tmp_path / "out"
+    run(unveil, tmp_path / "v.npz", "interferometer", out, "--config", settings, *FAST)
+    assert read_data(out / "reconstruction.npy")[0].shape == (N, N)
+
+
+def test_a_prior_of_colours(unveil, tmp_path) -> None:
+    file, text = ct_file(tmp_path)
+    out = tmp_path / "out"
+    run(unveil, file, "ct", out, "--config", config(tmp_path, text + "slices = 0"), *FAST[2:], "--prior", "toy")
+    x = read_data(out / "reconstruction.npy")[0]
+    assert x.shape == (N, N)
+    assert float((x - 0.02 * TRUTH[0]).norm() / (0.02 * TRUTH[0]).norm()) < 0.5
+
+
+# -- going on --------------------------------------------------------------------------------------------------------
+
+
+def test_resumed_runs_give_the_same_bits(unveil, tmp_path) -> None:
+    file, text = ct_file(tmp_path)
+    settings = config(tmp_path, text)
+    run(unveil, file, "ct", tmp_path / "whole", "--config", settings, *FAST)
+    calls = [0]
+
+    def interrupt() -> None:
+        calls[0] += 1
+        if calls[0] == 22:  # within the second slice
+            raise KeyboardInterrupt
+
+    Smooth.before = interrupt
+    out = tmp_path / "parts"
+    words = ("reconstruct", file, "--instrument", "ct", "--config", settings, "--out", out, "--quiet", *FAST)
+    status, _, err = unveil(*words)
+    assert status == 130
+    assert f"unveil resume {out}" in err
+    assert not (out / "report.html").exists()
+    Smooth.before = None
+    file.unlink()  # the folder has all that is needed
+    status, text, err = unveil("resume", out, "--quiet")
+    assert status == 0, err
+    for k in (0, 1):
+        a, b = (load_file(tmp_path / d / "slices" / f"{k:04d}" / "result.safetensors") for d in ("whole", "parts"))
+        assert all(torch.equal(a[key], b[key]) for key in a)
+    assert (out / "reconstruction.npy").read_bytes() == (tmp_path / "whole" / "reconstruction.npy").read_bytes()
+    assert "is complete" in unveil("resume", out)[1]
+
+
+# -- what is refused -------------------------------------------------------------------------------------------------
+
+
+def refused(unveil, tmp_path, file, instrument, text, *words) -> str:
+    out = tmp_path / "out"
+    settings = config(tmp_path, text)
+    status, _, err = unveil(
+        "reconstruct", file, "--instrument", instrument, "--config", settings, "--out", out, *FAST, *words
+    )
+    assert status == 2, err
+    assert err.count("\n") == 1
+    assert not out.exists()
+    return err
+
+
+CT = "angles = 'angles.npy'\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "angles of the views are missing"),
+        ("angels = 3", "did you mean angles"),
+        ("angles = [1, ", "is not TOML"),
+        ("angles = 'nowhere.npy'", "there is no file"),
+        ("angles = {count = 20}", "20 angles, and"),
+        (CT + 'axes = "slice detector view"', 'looks transposed, say axes = "slice detector view"'),
+        (CT + 'axes = "view detector"', "different word of slice, view, detector"),
+        (CT + 'axes = "slice view column"', "different word of slice, view, detector"),
+        (CT + 'unit = "grad"', "degrees"),
+        (CT + 'beam = "fan"', "needs the image's size"),
+        (CT + 'beam = "fan"\nsize = [32, 32]', "needs source"),
+        (CT + "source = 3.0", "belongs to fan and cone"),
+        (CT + 'beam = "helix"', "unknown beam"),
+        (CT + 'noise = "much"', "noise is a number"),
+        (CT + "slices = 7", "a list of numbers below 2"),
+        (CT + "white = -1.0", "white must be larger"),
+    ],
+)
+def test_tomography_that_does_not_fit(unveil, tmp_path, text, words) -> None:
+    file, _ = ct_file(tmp_path)
+    if "transposed" in words:
+        np.save(file, np.load(file).transpose(0, 2, 1)[:, :24, :24].copy())
+        np.save(tmp_path / "angles.npy", views(17).numpy())
+        np.save(file, np.random.default_rng(0).random((2, 17, 30)))
+    assert words in refused(unveil, tmp_path, file, "ct", text)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "4 coils, and no sensitivity maps are given"),
+        ("maps = 'wrong.npy'", "the data need [coils, H, W] = (4, 32, 32)"),
+        ("maps = 'maps.npy'\nsize = [320, 320]", "is 32 x 32, the configuration says size = [320, 320]"),
+        ("maps = 'maps.npy'\nmask = 'mask.npy'", "the mask"),
+        ("maps = 'maps.npy'\naxes = 'coil row column'", "different word of"),
+    ],
+)
+def test_k_space_that_does_not_fit(unveil, tmp_path, text, words) -> None:
+    data, maps, _ = kspace()
+    np.save(tmp_path / "scan.npy", data)
+    np.save(tmp_path / "maps.npy", maps.numpy())
+    np.save(tmp_path / "wrong.npy", maps.numpy()[:3])
+    np.save(tmp_path / "mask.npy", np.ones(31))
+    assert words in refused(unveil, tmp_path, tmp_path / "scan.npy", "mri", text)
+
+
+def test_values_that_do_not_fit(unveil, tmp_path) -> None:
+    data, _, _ = kspace(1)
+    np.save(tmp_path / "three.npy", data[:, 0])
+    assert "say what its axes are" in refused(unveil, tmp_path, tmp_path / "three.npy", "mri", "")
+    np.save(tmp_path / "real.npy", data.real)
+    assert "real values (2, 1, 32, 32)" in refused(unveil, tmp_path, tmp_path / "real.npy", "mri", "")
+    broken = data.copy()
+    broken[0, 0, 3, 4:7] = math.nan
+    np.save(tmp_path / "nan.npy", broken)
+    assert "holds 3 NaN or infinite" in refused(unveil, tmp_path, tmp_path / "nan.npy", "mri", "")
+    file, text = ct_file(tmp_path)
+    assert "unknown instrument 'xray'" in refused(unveil, tmp_path, file, "xray", "")
+    assert "holds real values" in refused(unveil, tmp_path, tmp_path / "angles.npy", "interferometer", "")
+    assert "needs the package" not in refused(unveil, tmp_path, tmp_path / "no.h5", "mri", "")
+    assert "the truth" in refused(unveil, tmp_path, file, "ct", text, "--truth", tmp_path / "angles.npy")
+    assert "knows signals of 2 channel(s)" in refused(unveil, tmp_path, file, "ct", text, "--prior", "complex")
+
+
+def test_angles_in_radians_give_a_note(unveil, tmp_path) -> None:
+    file, text = ct_file(tmp_path)
+    np.save(tmp_path / "angles.npy", torch.deg2rad(views(24)).numpy())
+    said = run(unveil, file, "ct", tmp_path / "out", "--config", config(tmp_path, text + "slices = 0"), *FAST)
+    assert "note: angles between 0 and 3.01 are taken as degrees; if they are radians" in said

@@ -1,0 +1,129 @@
+"""Particles: their weights, the twists that they see the data through, and how runs of them end."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import unveil
+from unveil import Gaussian, Poisson, Problem
+from unveil.bench.families import get_problem
+from unveil.errors import InputError
+from unveil.operators import Blur, Matrix, gaussian_kernel
+from unveil.operators.base import Linear
+from unveil.run import Status, stream
+from unveil.solvers.smc.twist import blurred_likelihood
+
+PLANE = get_problem("plane-row-0.05")
+
+
+def randn(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+class Plain(Linear):
+    """A linear operator that hides its spectral form."""
+
+    def __init__(self, operator, in_shape):
+        self.operator, self.in_shape = operator, in_shape
+
+    def __call__(self, x):
+        return self.operator(x)
+
+
+def test_a_twist_is_the_density_of_the_data_given_a_blurred_signal():
+    A = randn(3, 5, seed=1)
+    y, x0 = randn(4, 3, seed=2), randn(4, 5, seed=3)
+    problem = Problem(y, Matrix(A), Gaussian(0.3))
+    for var in (0.01, 0.7):
+        law = torch.distributions.MultivariateNormal(x0 @ A.T, 0.09 * torch.eye(3) + var * A @ A.T)
+        there = law.log_prob(y)
+        value, _ = blurred_likelihood(problem, x0, var)
+        # up to a constant that var does not change
+        torch.testing.assert_close(value - value[0], there - there[0])
+        if var == 0.01:
+            first = there[0] - value[0]
+        else:
+            torch.testing.assert_close(there[0] - value[0], first)
+
+
+@pytest.mark.parametrize("noise", [Gaussian(0.2), Poisson(50.0)])
+@pytest.mark.parametrize("hide", [False, True])
+def test_the_gradient_of_a_twist(noise, hide):
+    A = Blur(gaussian_kernel(0.7, 3).double(), in_shape=(1, 4, 4))
+    x0 = 0.5 + 0.1 * randn(2, 1, 4, 4, seed=4)
+    problem = Problem(A(x0 + 0.1).clamp_min(0.1), Plain(A, (1, 4, 4)) if hide else A, noise)
+    _, gradient = blurred_likelihood(problem, x0, 0.05)
+    towards, h = randn(2, 1, 4, 4, seed=5), 1e-5
+    up, down = (blurred_likelihood(problem, x0 + s * h * towards, 0.05)[0] for s in (1, -1))
+    torch.testing.assert_close((up - down) / (2 * h), (gradient * towards).flatten(1).sum(1), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("scheme", ["multinomial", "stratified", "systematic", "residual", "ssp"])
+def test_every_way_to_resample_every_measurement_by_itself(scheme):
+    x = PLANE.prior.sample(3, 4)
+    problem = Problem.simulate(x, PLANE.problem.operator, 0.3, 1, PLANE.problem.value_range)
+    solver = unveil.get_solver("fps-smc", resampling=scheme, threshold=1.0)
+    together = unveil.solve(problem, PLANE.prior, solver, samples=64, steps=20)
+    assert together.weights.shape == together.ancestors.shape == (3, 64)
+    assert (together.ancestors >= 0).all()
+    assert (together.ancestors < 64).all()
+    assert len(together.ancestors[0].unique()) < 64
+    at = torch.einsum("bs,bsn->bn", together.weights, together.samples.double())
+    for b in range(3):
+        exact = PLANE.prior.posterior(problem[b])
+        # 64 particles know the mean to an eighth of a standard deviation
+        assert (at[b] - exact.mean).norm() < 0.5 * exact.covariance.trace().sqrt()
+    alone = unveil.solve(problem[1], PLANE.prior, solver, samples=64, steps=20)
+    torch.testing.assert_close(alone.samples[0], together.samples[1])
+
+
+@pytest.mark.parametrize("solver", ["fps-smc", "mcgdiff", "tds"])
+def test_too_few_particles_are_refused_with_the_mend(solver):
+    with pytest.raises(InputError, match=r"at least 2 particles, got 1: say samples=16"):
+        unveil.solve(PLANE.problem, PLANE.prior, solver, samples=1)
+
+
+def test_weights_that_are_all_zero_end_the_run_with_step_and_mend():
+    class Impossible(Gaussian):
+        """Says of every signal that it cannot have made the data."""
+
+        def log_prob(self, y, clean, measured=None):
+            return torch.full((y.shape[0],), -torch.inf, dtype=y.dtype)
+
+    problem = Problem(PLANE.problem.y, PLANE.problem.operator, Impossible(0.05), value_range=(-1.0, 1.0))
+    run = stream(problem, PLANE.prior, "tds", samples=4, steps=5)
+    states = list(run)
+    assert run.status is Status.DIVERGED
+    assert all(bool(torch.isfinite(state.x).all()) for state in states)
+    for word in ("step 5 of 5", "effective sample size", "samples="):
+        assert word in run.reason
+
+
+def test_resampling_waits_for_the_effective_sample_size():
+    kinds = {}
+    for threshold in (0.0, 0.5, 1.0):
+        solver = unveil.get_solver("mcgdiff", threshold=threshold)
+        result = unveil.solve(PLANE.problem, PLANE.prior, solver, samples=32, steps=20)
+        kinds[threshold] = len(result.ancestors.unique())
+    assert kinds[0.0] == 32 > kinds[0.5] > kinds[1.0]
+
+
+@pytest.mark.parametrize(
+    ("solver", "options", "word"),
+    [
+        ("tds", {"resampling": "bootstrap"}, "resampling"),
+        ("tds", {"threshold": 2.0}, "threshold"),
+        ("tds", {"order": 3}, "order"),
+        ("tds", {"variance": "none"}, "variance"),
+    ],
+)
+def test_options_that_mean_nothing_are_refused(solver, options, word):
+    with pytest.raises(InputError, match=word):
+        unveil.get_solver(solver, **options)
+
+
+def test_methods_that_need_noise_name_one_that_does_not():
+    clean = Problem(PLANE.problem.y, PLANE.problem.operator, 0.0, value_range=(-1.0, 1.0))
+    assert "mcgdiff" in unveil.get_solver("tds").unfit(clean)
+    assert unveil.get_solver("mcgdiff").unfit(clean) is None
