@@ -217,7 +217,7 @@ def split_rhat(chains: Tensor, groups: int | None = None) -> Tensor:
     t = z.shape[1]
     within, between = z.var(1).mean(0), t * z.mean(1).var(0)
     ratio: Tensor = ((t - 1) / t * within + between / t) / within
-    return ratio.sqrt()
+    return torch.where(within + between > 0, ratio, 1.0).sqrt()  # a quantity that never changes agrees
 
 
 def chain_ess(chains: Tensor) -> Tensor:
@@ -251,8 +251,9 @@ def _halves(chains: Tensor) -> Tensor:
 
 
 def _normal_scores(values: Tensor) -> Tensor:
-    """The normal quantiles of the ranks of all values [C, T, ...] of a quantity."""
-    flat = values.double().flatten(0, 1)
-    rank = flat.argsort(0).argsort(0).double() + 1
-    scores: Tensor = torch.special.ndtri((rank - 0.375) / (len(flat) + 0.25))
-    return scores.reshape(values.shape)
+    """The normal quantiles of the ranks of all values [C, T, ...] of a quantity; values that are equal share theirs."""
+    columns = values.double().flatten(0, 1).movedim(0, -1).contiguous()
+    ordered = columns.sort(-1).values
+    rank = (torch.searchsorted(ordered, columns) + torch.searchsorted(ordered, columns, right=True) + 1) / 2
+    scores: Tensor = torch.special.ndtri((rank.double() - 0.375) / (columns.shape[-1] + 0.25))
+    return scores.movedim(-1, 0).reshape(values.shape)

@@ -83,9 +83,13 @@ def test_effective_size_of_an_autoregression():
     assert chain_ess(chains)[0] == pytest.approx(expected, rel=0.1)
     assert chain_ess(noise)[1] == pytest.approx(40000, rel=0.1)
     assert float(split_rhat(chains).max()) < 1.01
+    assert float(split_rhat(chains, 5).max()) < 1.003
+    assert float(split_rhat((chains > 2).double()).max()) < 1.01  # mostly ties
+    assert split_rhat(torch.ones(4, 10)) == 1
     apart = chains.clone()
     apart[0] += 3
     assert float(split_rhat(apart).min()) > 1.02
+    assert float(split_rhat(apart, 5).min()) > 1.005
     assert float(chain_ess(apart).max()) < expected / 3
 
 

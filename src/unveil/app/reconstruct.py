@@ -35,7 +35,7 @@ from .job import PROBLEM, fingerprint, open_prior, tiled
 from .progress import Bar
 from .restore import CHECKPOINT, REPORT, _arguments, _threads, _tidy, empty_folder
 from .scan import Scan, read_scan
-from .tasks import SETTINGS, STEPS, Asked, _typed
+from .tasks import SETTINGS, STEPS, Asked, typed
 
 FORMAT = 1
 NAMES = {
@@ -202,7 +202,7 @@ def _size(problem: Problem) -> tuple[int, int]:
 
 def _solver(asked: Asked, problem: Problem) -> tuple[Solver, int]:
     name = choose(problem, str(asked.goal)).name if asked.solver == "auto" else asked.solver
-    settings = {**SETTINGS.get((name, ""), {}), **_typed(name, asked.options)}
+    settings = {**SETTINGS.get((name, ""), {}), **typed(name, asked.options)}
     solver = get_solver(name, **settings)
     return solver, asked.steps or STEPS.get(name, solver.default_steps)
 
