@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO ?= demo
 
-.PHONY: help install dev demo test lint format docs bench-exact bench-images bench-photos bench-red-diff bench-overhead bench-network test-extras clean
+.PHONY: help install dev demo test lint format docs bench-exact bench-images bench-results bench-photos bench-red-diff bench-overhead bench-network test-extras clean
 
 help:
 	@echo "make demo            four problems on a photograph, several solvers, one report"
@@ -15,7 +15,8 @@ help:
 	@echo "make bench-images    the photographs that ship, against classical methods: table and gallery (long; resumable)"
 	@echo "make bench-photos    a short piece of it"
 	@echo "make bench-red-diff  the claims of the RED-diff paper, on photographs: docs/red-diff-study.md"
-	@echo "make docs            the solvers' pages and the README's table, from docstrings and cards"
+	@echo "make bench-results   the tables of docs/mixtures.md and docs/nonlinear.md, going on from docs/results"
+	@echo "make docs            the solvers' pages, the README's table and the pages of results"
 	@echo "make bench-overhead  what solvers cost beyond their network calls"
 	@echo "make bench-network   memory of lean back-propagation, and bfloat16: speed and loss"
 	@echo "make test-extras     the tests against other packages: diffusers, astra-toolbox, deepinv, ... (1 GB more)"
@@ -77,6 +78,12 @@ bench-photos: install
 	OMP_NUM_THREADS=1 $(BIN)/unveil bench images --out photos.jsonl --size 128 --samples 1 \
 	  $(foreach t,random gaussian superres,--task $(t)) \
 	  $(foreach m,classic diffpir red-diff pnp-dm ddrm,--solver $(m))
+
+# hours: every solver, 180 mixtures and 12 problems that are not linear
+bench-results: install
+	$(BIN)/unveil bench mixtures --out docs/results/mixtures.jsonl
+	$(BIN)/unveil bench nonlinear --out docs/results/nonlinear.jsonl
+	$(BIN)/python -m unveil.bench.pages .
 
 docs: install
 	$(BIN)/python -m unveil.bench.pages .

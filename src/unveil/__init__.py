@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from .priors import GaussianMixturePrior, GaussianPrior, Prior, as_prior, load_prior
     from .problem import Problem
     from .registry import register
-    from .run import Budget, Result, Status, Stream, fit, sample, solve, stream
+    from .run import Budget, Comparison, Result, Status, Stream, compare, fit, sample, solve, stream
     from .schedules import Schedule
     from .solvers import Run, Solver, State, get_solver, list_solvers
 
@@ -45,7 +45,7 @@ _HOME = {
     "priors": ("GaussianMixturePrior", "GaussianPrior", "Prior", "as_prior", "load_prior"),
     "problem": ("Problem",),
     "registry": ("register",),
-    "run": ("Budget", "Result", "Status", "Stream", "fit", "sample", "solve", "stream"),
+    "run": ("Budget", "Comparison", "Result", "Status", "Stream", "compare", "fit", "sample", "solve", "stream"),
     "schedules": ("Schedule",),
     "solvers": ("Run", "Solver", "State", "get_solver", "list_solvers"),
 }
@@ -84,6 +84,7 @@ def __dir__() -> list[str]:
 __all__ = [
     "Budget",
     "CheckpointError",
+    "Comparison",
     "Gaussian",
     "GaussianMixturePrior",
     "GaussianPrior",
@@ -107,6 +108,7 @@ __all__ = [
     "__version__",
     "as_operator",
     "as_prior",
+    "compare",
     "estimate_sigma",
     "example_operator",
     "fit",

@@ -328,6 +328,66 @@ def check(
         raise typer.Exit(1)
 
 
+@app.command()
+def calibrate(
+    solver: Annotated[str, typer.Option(help="Name of a solver (unveil list solvers).", show_default=False)],
+    problem: Annotated[
+        str | None,
+        typer.Option(help="A problem of the ruler, or FILE.py:NAME, a tuple of prior, operator and noise."),
+    ] = None,
+    task: Annotated[str | None, typer.Option(help="inpaint, deblur, superres, denoise or colorize.")] = None,
+    prior: Annotated[str | None, typer.Option(help="With --task: name or file (default: photos).")] = None,
+    size: Annotated[int | None, typer.Option(help="With --task: side of the pictures, if the prior has none.")] = None,
+    mask: Mask = None,
+    kernel: Kernel = None,
+    boundary: Boundary = None,
+    scale: Scale = None,
+    kind: Kind = None,
+    noise: NoiseStd = None,
+    assumed: Annotated[
+        float | None, typer.Option(help="Noise that the solver is told, if not the true one.", metavar="STD")
+    ] = None,
+    truths: Annotated[
+        Path | None, typer.Option(help="Folder of pictures instead of draws of the prior: judges the prior too.")
+    ] = None,
+    trials: Annotated[int, typer.Option(help="Signals that are drawn, measured and restored.")] = 200,
+    samples: Annotated[int, typer.Option(help="Samples of each posterior.")] = 63,
+    steps: Annotated[int | None, typer.Option(min=1, help="Steps of the solver.")] = None,
+    options: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Hyper-parameter of the solver; may be repeated.", metavar="NAME=VALUE"),
+    ] = None,
+    level: Annotated[float, typer.Option(help="Share of perfect solvers that are called otherwise.")] = 0.05,
+    seed: Seed = 0,
+    device: Device = None,
+    out: Annotated[
+        Path, typer.Option(help="Folder for the figures and the trials; the same command goes on from there.")
+    ] = Path("calibration"),
+) -> None:
+    """Test a solver's uncertainty: ranks and expected coverage over many simulated trials, and a verdict."""
+    from .app.calibrate import Wanted
+    from .app.calibrate import run as calibrated
+    from .app.tasks import Asked, parse_options
+
+    asked = None if task is None else Asked(task, False, mask, kernel, boundary, scale, kind, noise, seed=seed)
+    for name, value in (("prior", prior), ("size", size), ("noise", noise), ("mask", mask), ("kernel", kernel)):
+        if value is not None and task is None:
+            raise InputError(f"--{name} belongs to --task: leave it out with --problem")
+    wanted = Wanted(
+        solver, problem, asked, prior, size, parse_options(options or []), trials, samples, steps, seed, assumed,
+        truths, level, device or "cpu",
+    )  # fmt: skip
+    console = Console(stderr=True)
+    try:
+        with console.status(f"0 of {trials} trials") as status:
+            found = calibrated(wanted, out, lambda done: status.update(f"{done} of {trials} trials"))
+    except KeyboardInterrupt:
+        print(f"\ninterrupted; the same command goes on with the trials in {out}", file=sys.stderr)
+        raise typer.Exit(130) from None
+    print(found.verdict())
+    print(f"figures: {out / 'ranks.png'}, {out / 'coverage.png'}")
+
+
 @bench.command()
 def exact(
     solver: Annotated[list[str] | None, typer.Option(help="Only this solver; may be repeated.")] = None,
@@ -341,6 +401,21 @@ def exact(
     for name in solver or []:
         lookup("solver", name)
     raise typer.Exit(run_exact_cli(solver, quick, write_cards))
+
+
+@bench.command("nonlinear")
+def bench_nonlinear(
+    out: Annotated[Path, typer.Option(help="Results, a row for each run; a run goes on from what is there.")] = Path(
+        "nonlinear.jsonl"
+    ),
+    solver: Annotated[list[str] | None, typer.Option(help="Only this solver; may be repeated.")] = None,
+    samples: Annotated[int, typer.Option(min=20, help="Samples of each problem, 500 at most.")] = 500,
+    workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
+) -> None:
+    """Measure solvers on lost phases, clipping, few bits and photon counts, against reference posteriors."""
+    from .bench.cards import run_nonlinear_cli
+
+    raise typer.Exit(run_nonlinear_cli(solver, out, samples, workers))
 
 
 @bench.command("mixtures")

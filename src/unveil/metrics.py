@@ -6,6 +6,8 @@ arguments.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -196,3 +198,62 @@ def crps(samples: Tensor, truth: Tensor) -> Tensor:
     spread = torch.tensordot(rank, x, dims=([0], [0])) / (s * (s - 1))
     score: Tensor = error - spread
     return score
+
+
+# -- Markov chains -------------------------------------------------------------------------------------------
+
+
+def split_rhat(chains: Tensor, groups: int | None = None) -> Tensor:
+    """The potential scale reduction of chains [C, T, ...], halved: [...], 1 if all halves agree.
+
+    Of ranks turned into normal quantiles, so that heavy tails do not hide a difference (Vehtari, Gelman, Simpson,
+    Carpenter, Burkner 2021, Bayesian Anal. 16, 667, equations 3, 4 and 14); 1.01 is their limit. Many short chains are
+    above it by their length alone: joined in ``groups`` of as many chains each they are compared as groups (Margossian
+    et al. 2024, Bayesian Anal., nested R-hat).
+    """
+    z = _halves(_normal_scores(chains))
+    if groups is not None:
+        z = z.reshape(2 * groups, -1, *z.shape[2:])
+    t = z.shape[1]
+    within, between = z.var(1).mean(0), t * z.mean(1).var(0)
+    ratio: Tensor = ((t - 1) / t * within + between / t) / within
+    return torch.where(within + between > 0, ratio, 1.0).sqrt()  # a quantity that never changes agrees
+
+
+def chain_ess(chains: Tensor) -> Tensor:
+    """How many independent draws the means over chains [C, T, ...] are worth: [...].
+
+    From the autocorrelations of all halves, summed in pairs as long as these are positive and fall (Geyer 1992; Vehtari
+    et al. 2021, section 3.2); at most C T log10(C T).
+    """
+    z = _halves(chains.double())
+    c, t = z.shape[:2]
+    d = z - z.mean(1, keepdim=True)
+    spectrum = torch.fft.rfft(d, n=2 * t, dim=1)
+    auto = torch.fft.irfft(spectrum.abs().square(), n=2 * t, dim=1)[:, :t] / t  # [C, T, ...]
+    within = (auto[:, 0] * t / (t - 1)).mean(0)
+    total = within * (t - 1) / t + z.mean(1).var(0)
+    rho = 1 - (within - (auto * t / (t - 1)).mean(0)) / total  # [T, ...]
+    rho[0] = 1
+    pairs = rho[: t // 2 * 2].unflatten(0, (-1, 2)).sum(1)
+    positive = (pairs > 0).cumprod(0)
+    falling = torch.cummin(pairs, 0).values.clamp_min(0) * positive
+    size = c * t
+    tau = (-1 + 2 * falling.sum(0)).clamp_min(1 / math.log10(size))
+    worth: Tensor = size / tau
+    return worth
+
+
+def _halves(chains: Tensor) -> Tensor:
+    """Each chain [C, T, ...] as two [2 C, T // 2, ...]."""
+    t = chains.shape[1] // 2
+    return torch.cat([chains[:, :t], chains[:, -t:]])
+
+
+def _normal_scores(values: Tensor) -> Tensor:
+    """The normal quantiles of the ranks of all values [C, T, ...] of a quantity; values that are equal share theirs."""
+    columns = values.double().flatten(0, 1).movedim(0, -1).contiguous()
+    ordered = columns.sort(-1).values
+    rank = (torch.searchsorted(ordered, columns) + torch.searchsorted(ordered, columns, right=True) + 1) / 2
+    scores: Tensor = torch.special.ndtri((rank.double() - 0.375) / (columns.shape[-1] + 0.25))
+    return scores.movedim(-1, 0).reshape(values.shape)

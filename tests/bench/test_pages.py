@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from unveil.bench.mixtures import student
 from unveil.bench.pages import authors, pages, with_table
+from unveil.bench.tables import mixtures_page, nonlinear_page, results
 from unveil.registry import names
 from unveil.solvers import get_solver
 
@@ -30,3 +32,39 @@ def test_every_solver_names_its_authors(name):
 
 def test_authors_are_short():
     assert authors(get_solver("red-diff")) == "Mardani et al. 2023"
+
+
+def test_the_pages_of_results_are_current():
+    made = results(ROOT)
+    assert set(made) == {"mixtures.md", "nonlinear.md"}
+    for name, text in made.items():
+        assert (ROOT / "docs" / name).read_text(encoding="utf-8") == text, "run: make docs"
+    assert results(ROOT / "src") == {}
+
+
+def test_the_page_of_mixtures_has_means_intervals_and_the_floor():
+    cell = {"solver": "ddrm", "d": 8, "m": 2, "samples": 100, "status": "DONE", "nfe": 20.0, "vjps": 0.0, "floor": 0.25}
+    rows = [{**cell, "seed": k, "sw1": value} for k, value in enumerate((1.0, 2.0, 3.0))]
+    rows.append({**cell, "seed": 0, "solver": "dps", "status": "DIVERGED"})
+    text = mixtures_page(rows)
+    assert "| ddrm | 20 | 2.00 ± 2.4" in text  # 4.30 / sqrt(3)
+    assert "| exact draws |  | 0.25 ± 0.00 |" in text
+    assert "left out: dps (d = 8, m = 2)" in text
+
+
+def test_the_quantile_of_student():
+    for freedom, value in ((2, 4.3027), (4, 2.7764), (19, 2.0930), (1000, 1.9623)):
+        assert student(freedom) == pytest.approx(value, rel=1e-3 if freedom >= 4 else 0.03)
+
+
+def test_the_page_of_problems_that_are_not_linear():
+    row = {"solver": "sds", "setting": "", "problem": "phase-2", "samples": 100, "status": "DONE", "nfe": 20.0}
+    row |= {"vjps": 0.0, "sw2_floor": 1.26, "sw2_spread": 0.2, "std": 0.934, "mean": 0.111}
+    point = {k: v for k, v in row.items() if not k.startswith("sw2")} | {"solver": "red-diff"}
+    lost = {**row, "solver": "dps", "status": "DIVERGED"}
+    text = nonlinear_page([row, point, lost])
+    assert "| sds | 20 | 1.3 (0.93) | - |" in text
+    assert "| red-diff | 20 | *0.11* | - |" in text
+    assert "| dps | 20 | diverged | - |" in text
+    for name in ("phase-8", "bits-3"):
+        assert f"| {name} | " in text

@@ -34,7 +34,7 @@ def check(target: str, console: Console) -> bool:
     kinds = [kind for kind in BASES if target in names(kind)]
     found = {target: (kinds[0], lookup(kinds[0], target))} if kinds else {}
     if not found:
-        found = dict(_found(_imported(where), name))
+        found = dict(_found(imported(where), name))
     if not found:
         what = f"'{name}'" if name else "a Solver, Operator, Noise or Prior"
         raise InputError(f"{where} holds no {what}: check FILE.py:NAME with the name of your class or instance")
@@ -42,7 +42,8 @@ def check(target: str, console: Console) -> bool:
     return all(passed)
 
 
-def _imported(where: str) -> ModuleType:
+def imported(where: str) -> ModuleType:
+    """The module of a name, or of a file. Raises :class:`InputError` if there is none."""
     path = Path(where)
     if path.suffix == ".py" or path.is_file():
         if not path.is_file():

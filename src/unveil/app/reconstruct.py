@@ -35,7 +35,7 @@ from .job import PROBLEM, fingerprint, open_prior, tiled
 from .progress import Bar
 from .restore import CHECKPOINT, REPORT, _arguments, _threads, _tidy, empty_folder
 from .scan import Scan, read_scan
-from .tasks import SETTINGS, STEPS, Asked, _typed
+from .tasks import SETTINGS, STEPS, Asked, typed
 
 FORMAT = 1
 NAMES = {
@@ -204,9 +204,9 @@ def _size(problem: Problem) -> tuple[int, int]:
 def _solver(asked: Asked, problem: Problem) -> tuple[Solver, int]:
     if asked.solver == "auto":
         choice = choose(problem, str(asked.goal), samples=asked.samples, steps=asked.steps)
-        own = _typed(choice.solver.name, asked.options)
+        own = typed(choice.solver.name, asked.options)
         return choice.solver.with_options(**own), asked.steps or choice.steps
-    name, own = asked.solver, _typed(asked.solver, asked.options)
+    name, own = asked.solver, typed(asked.solver, asked.options)
     solver = get_solver(name, **{**SETTINGS.get((name, ""), {}), **own})
     if solver.unfit(problem.white) is not None:  # what suits linear problems may not suit this one
         solver = get_solver(name, **own)

@@ -347,12 +347,12 @@ def solver_for(asked: Asked, problem: Problem, choice: Choice | None = None) -> 
     """
     choice = choice or choice_for(asked, problem)
     if choice is not None:
-        return choice.solver.with_options(**_typed(choice.solver.name, asked.options)), asked.steps or choice.steps
+        return choice.solver.with_options(**typed(choice.solver.name, asked.options)), asked.steps or choice.steps
     name = asked.solver
     settings = {**SETTINGS.get((name, ""), {}), **SETTINGS.get((name, asked.task), {})}
     if name == "red-diff":
         settings = {**_red_diff(asked), **settings}
-    solver = get_solver(name, **{**settings, **_typed(name, asked.options)})
+    solver = get_solver(name, **{**settings, **typed(name, asked.options)})
     return solver, asked.steps or STEPS.get(name, solver.default_steps)
 
 
@@ -363,7 +363,7 @@ def _red_diff(asked: Asked) -> dict[str, Any]:
     return dict(SETTINGS_OF.get(name.get(asked.task, "inpaint-noisy"), {}))
 
 
-def _typed(name: str, options: dict[str, Any]) -> dict[str, Any]:
+def typed(name: str, options: dict[str, Any]) -> dict[str, Any]:
     """``--set`` options as the types of the solver's hyper-parameters."""
     cls = type(get_solver(name))
     defaults = {f.name: f.default for f in fields(cls)}

@@ -14,8 +14,9 @@ from rich.console import Console
 from rich.table import Table
 
 from .._version import __version__
+from ..errors import InputError
 from ..io.atomic import write_text
-from .exact import Row, Setting, Task, run_exact, settings_of
+from .exact import DRAWS, Row, Setting, Task, run_exact, settings_of
 from .families import GATE, get_problem
 
 FOLDER = Path(__file__).parent / "cards"
@@ -169,8 +170,6 @@ def run_exact_cli(solvers: list[str] | None, quick: bool, write_cards: bool) -> 
 
     Status 1 if a run diverged. Cards need all problems: raises :class:`InputError` with ``quick``.
     """
-    from ..errors import InputError
-
     if quick and write_cards:
         raise InputError("cards are written from a full run: leave out --quick")
     console = Console()
@@ -190,3 +189,30 @@ def run_exact_cli(solvers: list[str] | None, quick: bool, write_cards: bool) -> 
     console.print(table(rows))
     console.print(LEGEND, style="dim", highlight=False)
     return int(any(row["status"] != "DONE" for row in rows))
+
+
+def run_nonlinear_cli(solvers: list[str] | None, path: Path, samples: int, workers: int) -> int:
+    """``unveil bench nonlinear``: measure on the problems with reference posteriors, and print the table.
+
+    Returns the exit status: 1 if a run diverged. Raises :class:`InputError` and :class:`UnknownName`.
+    """
+    from . import nonlinear
+
+    most = nonlinear.POOL // DRAWS
+    if samples > most:
+        raise InputError(f"the reference posteriors are kept as {nonlinear.POOL} draws: --samples {most} at most")
+    console = Console()
+    console.width = max(console.width, 125)
+    with console.status("measuring") as status:
+        rows = run_exact(
+            solvers,
+            nonlinear.NAMES,
+            samples=samples,
+            workers=workers,
+            on_row=lambda row: status.update(f"{row['solver']} {row['setting']} on {row['problem']}: done"),
+            path=path,
+        )
+    shown = [row for row in rows if solvers is None or row["solver"] in solvers]
+    console.print(table(shown))
+    console.print(LEGEND, style="dim", highlight=False)
+    return int(any(row["status"] != "DONE" for row in shown))

@@ -13,7 +13,7 @@ mean
     |mean of the samples - m| / sqrt(tr C): about 1 / sqrt(S) for exact draws.
 std, std_seen, std_unseen
     sqrt(tr Chat / tr C): over everything, and projected on the directions that A sees (by A^+ A) and does not see;
-    None where C has nothing there.
+    None where C has nothing there; only for operators that are linear.
 cover50, cover90
     The share of exact draws within the central intervals of the samples, over the values that the posterior leaves
     uncertain: 0.5 and 0.9 for a perfect solver, less for one that is too narrow or beside the point.
@@ -34,19 +34,22 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import InputError, unknown
+from ..io.ledger import Ledger
 from ..metrics import coverage, gaussian_wasserstein2, moments, sliced_wasserstein2
 from ..numerics.resampling import normalise
+from ..operators.base import Linear
 from ..registry import names
 from ..run import Status, stream
 from ..solvers import get_solver
 from ..solvers.base import Solver, State
-from . import families
+from . import families, nonlinear
 from .families import ExactProblem, get_problem
 
 Row = dict[str, Any]
@@ -215,10 +218,11 @@ def judge(problem: ExactProblem, x: Tensor, yard: Yardstick, point: bool = False
     sw2 = _rms(torch.tensor([sliced_wasserstein2(x, d, weights=weights) for d in yard.draws]))
     floor = _rms(yard.sw2)
     row |= {"sw2": sw2, "sw2_floor": sw2 / floor, "sw2_spread": float(yard.sw2.std() / floor)}
-    seen = seen_projection(problem)
     row["std"] = _ratio(spread, cov, None, total)
-    row["std_seen"] = _ratio(spread, cov, seen, total)
-    row["std_unseen"] = _ratio(spread, cov, torch.eye(len(seen), dtype=seen.dtype) - seen, total)
+    if isinstance(problem.problem.operator, Linear):
+        seen = seen_projection(problem)
+        row["std_seen"] = _ratio(spread, cov, seen, total)
+        row["std_unseen"] = _ratio(spread, cov, torch.eye(len(seen), dtype=seen.dtype) - seen, total)
     uncertain = cov.diagonal() > 1e-8 * cov.diagonal().max()
     truth = torch.cat(yard.draws).flatten(1)
     for level in (0.5, 0.9):
@@ -292,6 +296,12 @@ class Task:
     samples: int
     seed: int
 
+    @property
+    def key(self) -> Row:
+        """What tells its row from others."""
+        names = {"solver": self.solver, "setting": self.setting.label, "problem": self.problem}
+        return names | {"samples": self.samples}
+
     def measure(self) -> Row:
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
@@ -315,7 +325,7 @@ def tasks(
 ) -> list[Task]:
     """What a run of the ruler measures: each setting of each solver on each problem that it fits."""
     chosen = tuple(problems or (families.QUICK if quick else families.NAMES))
-    few = tuple(p for p in chosen if p in families.QUICK)
+    few = tuple(p for p in chosen if p in families.QUICK or p in nonlinear.NAMES)
     known = names("solver")
     for name in solvers or ():
         if name not in known:
@@ -343,6 +353,7 @@ def run_exact(
     seed: int = 0,
     workers: int = 1,
     on_row: Any = None,
+    path: Path | None = None,
 ) -> list[Row]:
     """Measure solvers on the family of problems with known posteriors.
 
@@ -360,20 +371,25 @@ def run_exact(
     on_row:
         Called with every row as it is ready.
 
-    Returns the rows in the order of solvers, settings and problems. Raises :class:`UnknownName`.
+    path:
+        A file that keeps every row as it comes (:class:`~unveil.io.ledger.Ledger`); what it has is not measured again.
+
+    Returns the rows in the order of solvers, settings and problems, those of the file first. Raises
+    :class:`UnknownName`, and :class:`InputError` for a file that holds something else.
     """
-    work = tasks(solvers, problems, quick, samples, seed)
+    ledger = Ledger(path, ("solver", "setting", "problem", "samples"))
+    work = [task for task in tasks(solvers, problems, quick, samples, seed) if task.key not in ledger]
+
+    def keep(row: Row) -> None:
+        ledger.add(row)
+        if on_row is not None:
+            on_row(row)
+
     if workers <= 1:
-        rows = []
         for task in work:
-            rows.append(task.measure())
-            if on_row is not None:
-                on_row(rows[-1])
-        return rows
+            keep(task.measure())
+        return ledger.rows
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        futures = [pool.submit(task.measure) for task in work]
-        for future in futures:
-            row = future.result()
-            if on_row is not None:
-                on_row(row)
-        return [future.result() for future in futures]
+        for future in [pool.submit(task.measure) for task in work]:
+            keep(future.result())
+    return ledger.rows

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any, Union
 
 import torch
 from torch import Tensor
@@ -20,7 +20,11 @@ from ..operators.base import Operator
 from ..priors import GaussianMixturePrior, GaussianPrior
 from ..problem import Problem
 
+if TYPE_CHECKING:
+    from .nonlinear import Reference
+
 Exact = GaussianPrior | GaussianMixturePrior
+Posterior = Union[GaussianPrior, GaussianMixturePrior, "Reference"]
 RANGE = (-1.0, 1.0)
 
 QUICK = (
@@ -39,12 +43,15 @@ GATE = ("plane-row-0.05", "texture-mask-0", "texture-blur-0.05")
 
 @dataclass(frozen=True)
 class ExactProblem:
-    """A problem with one measurement, the prior its signal was drawn from, and the exact posterior."""
+    """A problem with one measurement, the prior its signal was drawn from, and the exact posterior.
+
+    A closed form; or, of the problems of :mod:`unveil.bench.nonlinear`, what was computed of it once.
+    """
 
     name: str
     prior: Exact
     problem: Problem
-    posterior: Exact
+    posterior: Posterior
 
     @property
     def gaussian(self) -> bool:
@@ -168,9 +175,13 @@ NAMES = tuple(_FAMILY)
 
 @cache
 def get_problem(name: str) -> ExactProblem:
-    """A problem of the family; raises :class:`UnknownName` with the nearest names."""
+    """A problem of the family, or of those that are not linear; raises :class:`UnknownName` with the nearest names."""
+    from . import nonlinear
+
+    if name in nonlinear.NAMES:
+        return nonlinear.load(name)
     if name not in _FAMILY:
-        raise unknown("exact problem", name, _FAMILY)
+        raise unknown("exact problem", name, (*_FAMILY, *nonlinear.NAMES))
     prior, operator, sigma_y, seed = _FAMILY[name]
     return exact_problem(name, prior(), operator(), sigma_y, seed)
 

@@ -1,4 +1,6 @@
-"""The solvers' pages of the documentation, made from their docstrings and cards: ``python -m unveil.bench.pages``."""
+"""The solvers' pages of the documentation, made from their docstrings and cards, and the pages of results
+(:mod:`unveil.bench.tables`): ``python -m unveil.bench.pages``.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +18,7 @@ from ..registry import names
 from ..solvers import Solver, get_solver
 from . import measured
 from .cards import COLUMNS, LEGEND, cell, load_card
+from .tables import results
 
 MADE = "Made by `make docs` from the docstrings and the cards; not to be edited by hand."
 
@@ -124,9 +127,9 @@ def _card(card: dict[str, Any]) -> str:
 
 
 def write_pages(root: Path) -> None:
-    """Write ``docs/solvers/``, the README's table and what "auto" reads under a checkout's root.
+    """Write ``docs/solvers/``, the pages of results, the README's table and what "auto" reads under a checkout's root.
 
-    Pages of what is gone are removed.
+    Pages of solvers that are gone are removed.
     """
     folder, made = root / "docs" / "solvers", pages()
     folder.mkdir(parents=True, exist_ok=True)
@@ -136,6 +139,8 @@ def write_pages(root: Path) -> None:
     for name, text in made.items():
         write_text(folder / name, text)
     write_text(root / MEASURED, measured.text())
+    for name, text in results(root).items():
+        write_text(root / "docs" / name, text)
     readme = root / "README.md"
     write_text(readme, with_table(readme.read_text(encoding="utf-8")))
 

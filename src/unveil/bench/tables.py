@@ -1,0 +1,144 @@
+"""Pages of results that are measured once in a while: the protocol of mixtures, and problems that are not linear.
+
+Made by ``make docs`` from ``docs/results/*.jsonl``, to which ``unveil bench mixtures`` and ``unveil bench nonlinear``
+add rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean
+
+from ..io.ledger import Ledger, Row
+from . import mixtures, nonlinear
+
+MADE = "Made by `make docs` from `docs/results/{file}`; not to be edited by hand."
+
+MIXTURES = """# Mixtures of 25 Gaussians
+
+{made} The command that adds to that file, cell by cell, is
+`unveil bench mixtures --out docs/results/mixtures.jsonl`; `--solver`, `-d`, `-m` and `--seeds` choose.
+
+The test of MCGDiff (Cardoso, Janati El Idrissi, Le Corff, Moulines 2024, arXiv 2308.07983): a prior of 25 separated
+modes in d dimensions, m noisy linear measurements, a posterior in closed form. Few measurements leave several modes
+possible, and what is hard is how probable each one is. The distance is the sliced Wasserstein-1 distance of the
+samples to as many exact draws, a mean over problems with its 95 % confidence interval (Student's t); exact draws have
+the first line. Problems are drawn from seeds of ours, so that numbers of the paper compare in size only.
+
+{tables}
+"""
+
+NONLINEAR = """# Not linear, not Gaussian
+
+{made} The command that adds to that file is `unveil bench nonlinear --out docs/results/nonlinear.jsonl`.
+
+Priors are Gaussian mixtures in 2, 3 and 8 dimensions (the number in a problem's name); the data are
+
+- `phase`: magnitudes of complex linear measurements, sigma_y = 0.05, in 8 dimensions 0.1;
+- `clip`: linear measurements clipped to [-0.3, 0.3], sigma_y = 0.05;
+- `bits`: two bits of each linear measurement, sigma = 0.1;
+- `photons`: Poisson counts, 20 where the signal is 1.
+
+Reference posteriors come from adaptive quadrature in two and three dimensions, and from long runs of replica exchange
+with Hamiltonian Monte Carlo in eight; `python -m unveil.bench.references` makes them again.
+
+{references}
+
+The distance is the sliced Wasserstein-2 distance of {samples} samples to as many draws of the reference, as a multiple
+of what such draws have among themselves: 1 is perfect, but for a spread of about {spread:.0%}. In brackets the ratio of
+standard deviations. A dash: the solver does not take the problem, or was not run; a point estimate has its error of
+the mean instead, in posterior standard deviations, in italics.
+
+{table}
+"""
+
+
+def results(root: Path) -> dict[str, str]:
+    """The pages as Markdown by their file name under ``docs/``; none for results that are not there."""
+    folder, out = root / "docs" / "results", {}
+    rows = mixtures.read(folder / "mixtures.jsonl")
+    if rows:
+        out["mixtures.md"] = mixtures_page(rows)
+    rows = Ledger(folder / "nonlinear.jsonl", ("solver", "setting", "problem", "samples")).rows
+    if rows:
+        out["nonlinear.md"] = nonlinear_page(rows)
+    return out
+
+
+def mixtures_page(rows: Sequence[Row]) -> str:
+    """The page of the protocol, a table for each number of samples."""
+    parts = []
+    for samples in sorted({row["samples"] for row in rows}):
+        mine = [row for row in rows if row["samples"] == samples]
+        counts = sorted({_seeds(mine, row["solver"], row["d"], row["m"]) for row in mine})
+        problems = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+        parts.append(f"{samples} samples, {problems} problems to a cell.\n\n{mixtures.table(mine)}")
+        failed = sorted({f"{row['solver']} (d = {row['d']}, m = {row['m']})" for row in mine if "sw1" not in row})
+        if failed:
+            parts.append(f"Runs that diverged and are left out: {', '.join(failed)}.\n")
+    return MIXTURES.format(made=MADE.format(file="mixtures.jsonl"), tables="\n".join(parts).rstrip())
+
+
+def _seeds(rows: Sequence[Row], solver: str, d: int, m: int) -> int:
+    return sum(row["solver"] == solver and row["d"] == d and row["m"] == m for row in rows)
+
+
+def nonlinear_page(rows: Sequence[Row]) -> str:
+    """The page of problems with reference posteriors."""
+    most = max(row["samples"] for row in rows if "sw2_floor" in row)
+    spread = mean(row["sw2_spread"] for row in rows if "sw2_spread" in row)
+    return NONLINEAR.format(
+        made=MADE.format(file="nonlinear.jsonl"),
+        references=_references().rstrip(),
+        samples=most,
+        spread=spread,
+        table=_nonlinear_table(rows).rstrip(),
+    )
+
+
+def _references() -> str:
+    out = "| problem | method | what speaks for it |\n|---|---|---|\n"
+    for name in nonlinear.NAMES:
+        facts = nonlinear.load(name).posterior.facts  # type: ignore[union-attr]
+        if facts["method"] == "quadrature":
+            words = f"relative error below {_up(facts['relative_error'])}, {facts['cells']} cells"
+            if "chains_from_mean" in facts:
+                words += f"; chains agree to {facts['chains_from_mean']:.1f} standard errors"
+        else:
+            words = (
+                f"R-hat {facts['rhat']:.4f}, effective sample size {facts['effective_size']:.0f}; evidence "
+                f"{abs(facts['evidence_deviation']):.1f} and mean {facts['mean_deviation']:.1f} standard errors from "
+                "weighted draws of the prior"
+            )
+        out += f"| {name} | {facts['method']} | {words} |\n"
+    return out
+
+
+def _up(value: float) -> str:
+    """Rounded up to one digit."""
+    digits = f"{value:.0e}"
+    return digits if float(digits) >= value else f"{int(digits[0]) + 1}{digits[1:]}"
+
+
+def _nonlinear_table(rows: Sequence[Row]) -> str:
+    head = "| solver | evaluations | " + " | ".join(nonlinear.NAMES) + " |\n"
+    out = head + "|---|--:|" + "--:|" * len(nonlinear.NAMES) + "\n"
+    for solver, setting in dict.fromkeys((row["solver"], row["setting"]) for row in rows):
+        its = {row["problem"]: row for row in rows if (row["solver"], row["setting"]) == (solver, setting)}
+        cost = f"{mean(row['nfe'] for row in its.values()):.0f}"
+        if any(row["vjps"] for row in its.values()):
+            cost += f" + {mean(row['vjps'] for row in its.values()):.0f} vjp"
+        cells = [_cell(its.get(name)) for name in nonlinear.NAMES]
+        out += f"| {' '.join(filter(None, (solver, setting)))} | {cost} | {' | '.join(cells)} |\n"
+    return out
+
+
+def _cell(row: Row | None) -> str:
+    if row is None:
+        return "-"
+    if row["status"] != "DONE":
+        return str(row["status"]).lower()
+    if "sw2_floor" not in row:
+        return f"*{row['mean']:.2f}*"
+    return f"{row['sw2_floor']:.1f} ({row['std']:.2f})"
