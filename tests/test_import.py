@@ -62,7 +62,7 @@ def test_help_and_version_do_without_torch(words):
 def test_completion_in_the_shell_does_without_torch():
     done = python(COMMAND, _UNVEIL_COMPLETE="complete_bash", COMP_WORDS="unveil re", COMP_CWORD="1")
     assert "status 0, loaded []" in done.stderr
-    assert done.stdout.split() == ["restore", "resume"]
+    assert done.stdout.split() == ["restore", "reconstruct", "resume"]
 
 
 def test_a_bad_option_does_without_torch():

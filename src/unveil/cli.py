@@ -111,6 +111,10 @@ def restore(
     sigma_start: Annotated[
         float | None, typer.Option(help="Start at the regularised inverse with noise of this level (white is 1).")
     ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(help="With --solver auto: nfe:NUMBER of evaluations per sample, seconds:NUMBER.", metavar="LIMIT"),
+    ] = None,
     recipe: Annotated[Path | None, typer.Option(help="Make the run of a recipe.toml again, to the bit.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for the results; absent or empty.")] = Path("restored"),
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
@@ -128,7 +132,7 @@ def restore(
         raise InputError(f"restore needs {missing} (see unveil restore --help)")
     asked = Asked(
         task, measured, mask, kernel, boundary, scale, kind, noise, solver, parse_options(options or []),
-        samples, steps, seed, goal, prior, chunk, threads, device or "auto", sigma_start,
+        samples, steps, seed, goal, prior, chunk, threads, device or "auto", sigma_start, budget,
     )  # fmt: skip
     _finish(lambda: run(photo, asked, out, quiet), out)
 
@@ -139,7 +143,9 @@ def reconstruct(
         Path,
         typer.Argument(help="Measured data: .h5 .npy .npz .mat .nii .fits .tif .dng, DICOM; FILE:NAME for one array."),
     ],
-    instrument: Annotated[str, typer.Option(help="mri, ct, pet, mosaic or interferometer.", show_default=False)],
+    instrument: Annotated[
+        str, typer.Option(help="mri, ct, pet, mosaic, interferometer or diffraction.", show_default=False)
+    ],
     config: Annotated[
         Path | None, typer.Option(help="instrument.toml: geometry, maps, axes, noise.", show_default=False)
     ] = None,
@@ -491,6 +497,46 @@ def bench_tradeoff(
 
     html, png = write_tradeoff(newest(read(results)), out)
     print(f"page: {html}, plot: {png}")
+
+
+@bench.command("red-diff")
+def bench_red_diff(
+    out: Annotated[Path, typer.Option(help="Results, a row for each cell; a run goes on from what is there.")] = Path(
+        "red-diff.jsonl"
+    ),
+    docs: Annotated[Path, typer.Option(help="Folder for the page and its plots.")] = Path("docs"),
+    tasks: Annotated[list[str] | None, typer.Option("--tasks", "--task", help="Only this task; repeatable.")] = None,
+    photos: Annotated[
+        list[str] | None,
+        typer.Option("--images", "--image", help="Only this photograph, or file; repeatable.", metavar="NAME|FILE"),
+    ] = None,
+    size: Annotated[int, typer.Option(help="Side of the middle that is taken of each photograph.")] = 128,
+    prior: Annotated[str, typer.Option(help="Name (unveil list priors) or .safetensors file.")] = "photos",
+    workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
+) -> None:
+    """Put the findings of the RED-diff paper to the test on photographs: a page with plots."""
+    from .app.study import cells, run
+
+    raise typer.Exit(run(Console(), out, cells(tasks or (), photos or (), size, prior), docs, workers))
+
+
+@bench.command("auto")
+def bench_auto(
+    results: Annotated[
+        Path | None,
+        typer.Argument(help="Results of unveil bench images; without them, only the cards are read anew."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Where to write (default: in the package, where auto reads it).", show_default=False),
+    ] = None,
+) -> None:
+    """Renew the measurements that solver="auto" picks from, from bench images and the solvers' cards."""
+    from .bench.images import newest, read
+    from .bench.measured import write_measured
+    from .solvers.auto import STORED
+
+    print(write_measured(None if results is None else newest(read(results)), out or STORED))
 
 
 @bench.command("overhead")

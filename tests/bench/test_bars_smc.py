@@ -2,18 +2,36 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from unveil.bench.bars import failures, particles_at_work
+from unveil.bench.exact import judge, make_yardstick
+from unveil.bench.families import get_problem
+from unveil.run import solve
 from unveil.solvers import get_solver
 from unveil.solvers.smc.tds import TDS
 
 
-@pytest.mark.parametrize("solver", ["fps-smc", "mcgdiff", "tds"])
+@pytest.mark.parametrize("solver", ["ddsmc", "fps-smc", "mcgdiff", "tds"])
 def test_the_error_falls_with_the_particles_and_the_evidence_is_unbiased(solver):
     bars = particles_at_work(get_solver(solver))
     assert len(bars) == 3
     assert not failures(bars)
+
+
+def test_unveil_exact_is_at_the_floor_of_a_mixture_and_knows_the_evidence():
+    exact, runs = get_problem("modes-row-0.05"), 8
+    short = {"prior_steps": 30, "oversampling": 4, "inner_steps": 6, "renoisings": 2, "langevins": 2, "rest": 2}
+    solver = get_solver("unveil-exact", **short)
+    problem = replace(exact.problem, y=exact.problem.y.repeat(runs, 1))
+    result = solve(problem, exact.prior, solver, samples=64, steps=8, seed=list(range(runs)))
+    ratio = (result.log_evidence.double() - exact.prior.log_evidence(exact.problem)).exp()
+    assert abs(float(ratio.mean()) - 1) < 4 * float(ratio.std()) / runs**0.5
+    assert float(ratio.std()) < 0.5
+    row = judge(exact, result.samples.flatten(0, 1), make_yardstick(exact, runs * 64))
+    assert row["sw2_floor"] < 2
 
 
 class Halved(TDS):

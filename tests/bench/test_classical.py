@@ -42,6 +42,15 @@ def test_total_variation_keeps_what_is_known():
     assert psnr(out, x[None]) > psnr(problem.pinv(), x[None]) + 8
 
 
+def test_total_variation_deblurs():
+    """Where the pseudo-inverse is nothing but noise, the start must not be one either."""
+    x = truth("mountain", 64)
+    problem = problem_of("gaussian", "mountain", 64)
+    out = total_variation_best(problem, x)
+    assert psnr(problem.pinv(), x[None]) < 6
+    assert psnr(out, x[None]) > psnr(problem.y, x[None]) + 0.5
+
+
 def test_bm3d_in_a_loop():
     pytest.importorskip("bm3d")
     x = truth("pagoda", 32)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from unveil.app.suite import cells
+from unveil.solvers.variational import FITTED
+
 FIT = ("--task", "denoise", "--noise", "0.1", "--prior", "toy", "--quiet", "--steps", "3")
 SMALL = ("--set", "batch=2", "--set", "couplings=1", "--set", "hidden=2")
 
@@ -56,3 +59,10 @@ def test_bad_input_to_fit_is_one_line(unveil, photo, tmp_path):
         assert why in err
         assert err.count("\n") == 1
     assert not file.exists()
+
+
+def test_the_suite_of_photographs_takes_solvers_that_learn_only_if_they_are_named():
+    methods = {c.method for c in cells(tasks=["denoise"], photos=["mountain"], size=32, prior="toy")}
+    assert "dps" in methods
+    assert not methods & set(FITTED)
+    assert {c.method for c in cells(FITTED, ["denoise"], ["mountain"], 32, prior="toy")} == set(FITTED)

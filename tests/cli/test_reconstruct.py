@@ -15,6 +15,7 @@ from unveil.io.data import read_data
 from unveil.operators import (
     PET,
     FanBeam,
+    FourierMagnitude,
     Interferometer,
     Mosaic,
     MultiCoilMRI,
@@ -75,6 +76,7 @@ def noisy(y: torch.Tensor, sigma: float) -> torch.Tensor:
 
 
 def config(tmp_path, text: str):
+    tmp_path.mkdir(exist_ok=True)
     path = tmp_path / "instrument.toml"
     path.write_text(text)
     return path
@@ -86,7 +88,7 @@ def run(unveil, file, instrument, out, *words):
     return text
 
 
-FAST = ("--prior", "grey", "--steps", 6, "--samples", 3)
+FAST = ("--prior", "grey", "--steps", 6, "--samples", 3, "--solver", "daps")
 
 
 def ct_file(tmp_path, scale: float = 0.02, sigma: float = 0.2):
@@ -181,7 +183,7 @@ def test_one_coil_and_a_mask(unveil, tmp_path) -> None:
         tmp_path, '[mri]\naxes = "slice row column part"\nmask = ":mask"\nsize = [32, 32]\ncalibration = 8'
     )
     out = tmp_path / "out"
-    run(unveil, tmp_path / "scan.npz", "mri", out, "--config", settings, *FAST)
+    run(unveil, tmp_path / "scan.npz", "mri", out, "--config", settings, *FAST, "--solver", "daps")
     assert read_data(out / "reconstruction.npy")[0].shape == (2, N, N)
     facts = json.loads((out / "result.json").read_text())
     assert 0.3 < facts["slices"][0]["chi2"] < 3  # the noise was found in the data
@@ -242,6 +244,19 @@ def test_visibilities(unveil, tmp_path) -> None:
     assert read_data(out / "reconstruction.npy")[0].shape == (N, N)
 
 
+def test_diffraction(unveil, tmp_path) -> None:
+    A = FourierMagnitude((1, 16, 12), 2.0, 2)
+    image = TRUTH[:1, None, 8:24, 10:22] * 7
+    np.save(tmp_path / "d.npy", torch.fft.fftshift(A(image), (-2, -1))[0, 0].numpy())
+    out = tmp_path / "out"
+    settings = config(tmp_path, "size = [16, 12]\nnoise = 0.01")
+    run(unveil, tmp_path / "d.npy", "diffraction", out, "--config", settings, *FAST)
+    x = read_data(out / "hybrid-input-output.npy")[0]
+    y = A(x[None, None])
+    assert float((y - A(image)).norm() / A(image).norm()) < 0.05  # an image with these magnitudes
+    assert "as many times" in refused(unveil, tmp_path / "x", tmp_path / "d.npy", "diffraction", "size = [16, 16]")
+
+
 def test_a_prior_of_colours(unveil, tmp_path) -> None:
     file, text = ct_file(tmp_path)
     out = tmp_path / "out"
@@ -257,7 +272,7 @@ def test_a_prior_of_colours(unveil, tmp_path) -> None:
 def test_resumed_runs_give_the_same_bits(unveil, tmp_path) -> None:
     file, text = ct_file(tmp_path)
     settings = config(tmp_path, text)
-    run(unveil, file, "ct", tmp_path / "whole", "--config", settings, *FAST)
+    run(unveil, file, "ct", tmp_path / "whole", "--config", settings, *FAST, "--solver", "daps")
     calls = [0]
 
     def interrupt() -> None:
@@ -268,7 +283,7 @@ def test_resumed_runs_give_the_same_bits(unveil, tmp_path) -> None:
     Smooth.before = interrupt
     out = tmp_path / "parts"
     words = ("reconstruct", file, "--instrument", "ct", "--config", settings, "--out", out, "--quiet", *FAST)
-    status, _, err = unveil(*words)
+    status, _, err = unveil(*words, "--solver", "daps")
     assert status == 130
     assert f"unveil resume {out}" in err
     assert not (out / "report.html").exists()

@@ -12,7 +12,7 @@ from unveil import get_solver
 from unveil.schedules import Schedule
 from unveil.solvers.base import Run
 
-NAMES = ["fps-smc", "mcgdiff", "tds"]
+NAMES = ["ddsmc", "fk-steering", "fps", "fps-smc", "mcgdiff", "smcdiff", "tds"]
 
 
 class FedCloud(Fed):

@@ -6,6 +6,8 @@ import pytest
 from harness import check_parity
 
 
-@pytest.mark.parametrize("name", ["flair", "rsld", "score-prior", "score-prior-surrogate", "sds", "smrd"])
+@pytest.mark.parametrize(
+    "name", ["aps", "davi", "flair", "rsld", "score-prior", "score-prior-surrogate", "sds", "smrd"]
+)
 def test_parity(name):
     check_parity(name)

@@ -18,6 +18,14 @@ from unveil.schedules import karras
 
 SHAPE = (1, 4, 4)
 STEPS = 6
+SHORT = {
+    "aps": {"batch": 4, "measurements": 2, "prior_steps": 2},
+    "daps": {"inner_steps": 3},
+    "davi": {"batch": 4, "measurements": 2, "prior_steps": 2},
+    "pnp-dm": {"inner_steps": 3},
+    "score-prior": {"batch": 2, "ode_steps": 1},
+    "score-prior-surrogate": {"batch": 2},
+}
 
 
 @pytest.fixture
@@ -39,9 +47,16 @@ def stop_at(k):
     return on_step
 
 
+SHORT = {
+    "daps": {"inner_steps": 3},
+    "pnp-dm": {"inner_steps": 3},
+    "unveil-exact": {"prior_steps": 3, "oversampling": 2, "inner_steps": 2, "renoisings": 1, "langevins": 1, "rest": 1},
+}
+
+
 @pytest.mark.parametrize("name", unveil.list_solvers())
 def test_a_cancelled_run_goes_on_to_the_same_bits(problem, prior, tmp_path, name):
-    solver = unveil.get_solver(name, **{"daps": {"inner_steps": 3}, "pnp-dm": {"inner_steps": 3}}.get(name, {}))
+    solver = unveil.get_solver(name, **SHORT.get(name, {}))
     path = tmp_path / "run.safetensors"
     if "noiseless" in solver.needs:
         problem = Problem(problem.y, problem.operator, 0.0, problem.shape)

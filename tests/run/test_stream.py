@@ -357,12 +357,16 @@ def test_bad_options_are_refused_before_anything_is_computed(problem, prior, opt
         solve(problem, Never(), **{"solver": "dps", **options})
 
 
-def test_auto_chooses_a_solver_that_fits_the_goal(problem, prior):
-    for goal, first in (("sample", "daps"), ("mmse", "diffpir"), ("map", "red-diff")):
+def test_auto_says_what_it_picks_and_runs_it(problem, prior):
+    for goal in ("sample", "mmse", "map"):
         recipe = solve(problem, prior, goal=goal, steps=2).recipe
-        assert (recipe["solver"], recipe["goal"]) == (first, goal)
+        assert (recipe["goal"], recipe["steps"]) == (goal, 2)
+        assert recipe["auto"].startswith(f"{recipe['solver']}, for ")
     exact = Problem.simulate(prior.sample(1), Identity(SHAPE), 0)
-    assert solve(exact, prior, steps=2).recipe["solver"] == "mmps"
+    result = solve(exact, prior, budget=Budget(nfe=25))
+    assert result.status is Status.DONE
+    assert result.nfe <= 25
+    assert "auto" not in solve(exact, prior, "ddrm", steps=2).recipe
 
 
 # -- memory -----------------------------------------------------------------------------------------------------------

@@ -16,11 +16,14 @@ from unveil.bench.counting import Tally, count_steps
 from unveil.operators import Blur, Downsample, Inpainting, gaussian_kernel
 from unveil.priors.networks.unet import UNet
 from unveil.solvers.base import Solver
+from unveil.solvers.variational import FITTED
 
 LIMIT = 50
 """Image-sized operations per network call, outside inner loops."""
 
 CHAINS = {
+    "aps": {"flow_draws", "flow_gradient"},
+    "davi": {"both_gradients", "generate"},
     "dcdp": {"descend"},
     "dds": {"conjugate_gradients"},
     "dpps": {"best_noise"},
@@ -28,21 +31,31 @@ CHAINS = {
     "lgd-mc": {"averaged_gradient"},
     "mmps": {"conjugate_gradients"},
     "peng": {"conjugate_gradients", "hutchinson_diagonal"},
+    "unveil-exact": {"_langevin", "_renoise"},
     "resample": {"descend"},
     "score-prior": {"flow_draws", "flow_gradient"},
     "score-prior-surrogate": {"flow_draws", "flow_gradient"},
 }
 """The solvers that have inner loops on operators with a spectral form, and which."""
 
-COUNTED = {"score-prior": {"batch": 8, "ode_steps": 2}, "score-prior-surrogate": {"batch": 8}}
+COUNTED = {
+    "aps": {"batch": 16, "measurements": 4, "prior_steps": 5},
+    "davi": {"batch": 16, "measurements": 4, "prior_steps": 5},
+    "score-prior": {"batch": 8, "ode_steps": 2},
+    "score-prior-surrogate": {"batch": 8},
+    "unveil-exact": {"prior_steps": 3, "oversampling": 2, "inner_steps": 2, "renoisings": 1, "langevins": 1},
+}
 """What the count of operations per network call can do without."""
 
 SHORT = {
+    "aps": {"batch": 4, "measurements": 2, "prior_steps": 2, "hidden": 2, "couplings": 1},
     "daps": {"inner_steps": 2},
+    "davi": {"batch": 4, "measurements": 2, "prior_steps": 2, "hidden": 2},
     "pnp-dm": {"inner_steps": 2},
     "resample": {"every": 1},
     "score-prior": {"batch": 2, "couplings": 1, "hidden": 2, "ode_steps": 1},
     "score-prior-surrogate": {"batch": 2, "couplings": 1, "hidden": 2},
+    "unveil-exact": COUNTED["unveil-exact"],
 }
 """Loops that tests of gradients and memory need not run at full length."""
 
@@ -254,7 +267,10 @@ def test_red_diff_peaks_at_one_forward_and_five_states(options):
     assert peak <= forward + 5 * state, (peak - forward) / state
 
 
-@pytest.mark.parametrize("name", [n for n in unveil.list_solvers() if not unveil.get_solver(n).gradient])
+# those that learn hold a batch of draws, whatever the number of samples
+@pytest.mark.parametrize(
+    "name", [n for n in unveil.list_solvers() if not unveil.get_solver(n).gradient and n not in FITTED]
+)
 def test_solvers_without_a_vjp_need_little_beside_one_forward(name):
     solver = unveil.get_solver(name, **SHORT.get(name, {}))
     problem, prior, forward, state = big_case(solver)

@@ -207,3 +207,28 @@ def test_a_chain_that_needs_noise_says_so():
 
     assert "noise" in unveil.get_solver("pnp-dm").unfit(Problem(y, Tone(), NoNoise()))
     assert unveil.get_solver("pnp-dm").unfit(Problem(y, Inpainting(torch.ones(4)), NoNoise())) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        ("dcdp", {"time_start": 20.0, "time_end": 400.0}, "time_end < time_start"),
+        ("dmplug", {"stop": "psnr"}, "noise or none"),
+        ("pnp-dm", {"order": 3}, "order 1 or 2"),
+        ("resample", {"optimizer": "sgd"}, "descent or adam"),
+        ("sitcom", {"inner_steps": 1}, "inner_steps >= 2"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(name, options, words):
+    with pytest.raises(unveil.InputError, match=words):
+        unveil.get_solver(name, **options)
+
+
+def test_sitcom_moves_no_row_that_fits_already():
+    case = cases()[1]
+    far = unveil.get_solver("sitcom", inner_steps=4, margin=100.0)  # everything is within this margin
+    run = unveil.stream(case.problem, case.prior, far, steps=1)
+    start = run._start(0, len(case.problem.y))
+    sigma = run.schedule.sigmas[0]
+    state = next(run)
+    torch.testing.assert_close(state.x0, case.prior.denoise(start.x, sigma), rtol=0, atol=1e-12)

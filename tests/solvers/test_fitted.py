@@ -17,6 +17,8 @@ from unveil.solvers.variational.likelihood import bound_score, ode_levels, ode_l
 
 RANGE = (-1.0, 1.0)
 SHORT = {
+    "aps": {"batch": 4, "measurements": 2, "prior_steps": 2, "hidden": 2, "couplings": 1},
+    "davi": {"batch": 4, "measurements": 2, "prior_steps": 2, "hidden": 2},
     "score-prior": {"batch": 4, "ode_steps": 2, "hidden": 4},
     "score-prior-surrogate": {"batch": 4, "hidden": 4},
 }
@@ -101,6 +103,18 @@ def test_a_fit_serves_its_measurements_in_any_order(tmp_path):
     both = unveil.solve(problem, prior, from_file, samples=2).samples
     second = unveil.solve(problem[1], prior, from_file, samples=2).samples
     torch.testing.assert_close(second[0], both[1], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", [n for n in FITTED if unveil.get_solver(n).amortised])
+def test_an_amortised_fit_serves_every_measurement(name, tmp_path):
+    (problem, prior), solver = case(), unveil.get_solver(name, **SHORT[name])
+    file = tmp_path / "learned.safetensors"
+    unveil.fit(problem, prior, solver, file, steps=6)
+    solver = solver.with_options(fitted=str(file))
+    others = unveil.Problem(problem.y.flip(0) + 0.1, problem.operator, problem.noise, value_range=RANGE)
+    found = unveil.solve(others, prior, solver, samples=2)
+    assert found.nfe == 0
+    assert float((found.samples - unveil.solve(problem, prior, solver, samples=2).samples).abs().min()) > 0
 
 
 @pytest.mark.parametrize("name", FITTED)

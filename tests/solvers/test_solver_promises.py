@@ -9,8 +9,10 @@ from unveil.solvers.checks import CHECKS, cases, check_form, check_solver
 
 # the chains and sweeps that a method makes in a step, shortened: the promises do not depend on their number
 SHORT = {
+    "aps": {"batch": 4, "measurements": 2, "prior_steps": 2, "hidden": 2, "couplings": 1},
     "bird": {"ddim_steps": 3},
     "daps": {"inner_steps": 10},
+    "davi": {"batch": 4, "measurements": 2, "prior_steps": 2, "hidden": 2},
     "dcdp": {"inner_steps": 5, "purify_steps": 3},
     "dmplug": {"ddim_steps": 2},
     "flair": {"data_steps": 3},
@@ -20,6 +22,14 @@ SHORT = {
     "score-prior": {"batch": 2, "ode_steps": 1, "hidden": 2, "couplings": 1},
     "score-prior-surrogate": {"batch": 2, "hidden": 2, "couplings": 1},
     "smrd": {"repeats": 1},
+    "unveil-exact": {
+        "prior_steps": 3,
+        "oversampling": 2,
+        "inner_steps": 2,
+        "renoisings": 1,
+        "langevins": 1,
+        "rest": 1,
+    },
 }
 
 VARIANTS = [
@@ -30,6 +40,8 @@ VARIANTS = [
     ("ddrm", {"eta": 0.5, "eta_b": 0.4}),
     ("dmplug", {"ddim_steps": 2, "stop": "none"}),
     ("dps", {"zeta": 1.0}),
+    ("fk-steering", {"potential": "max", "data_variance": None, "every": 0.2}),
+    ("fk-steering", {"potential": "add", "lam": 0.5, "every": 0.2}),
     ("fps-smc", {"path": True, "threshold": 1.0, "resampling": "ssp"}),
     ("mmps", {"eta": 0.0}),
     ("pigdm", {"eta": 0.0, "data_variance": 0.5}),

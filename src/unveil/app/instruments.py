@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..bench.classic import hybrid_input_output, largest_singular_value, mlem
 from ..errors import InputError, unknown
 from ..noise import Noise, Poisson, estimate_sigma
 from ..operators import (
@@ -17,6 +18,7 @@ from ..operators import (
     PET,
     ConeBeam,
     FanBeam,
+    FourierMagnitude,
     Interferometer,
     Mosaic,
     MultiCoilMRI,
@@ -25,7 +27,7 @@ from ..operators import (
     ParallelBeam,
     Phased,
 )
-from ..problem import as_noise
+from ..problem import Problem, as_noise
 from .scan import Scan
 
 
@@ -100,12 +102,14 @@ def _level(values: Tensor) -> float:
     return max(float(flat.kthvalue(max(1, math.ceil(0.999 * flat.numel()))).values), 1e-30)
 
 
-def _beam(scan: Scan) -> ParallelBeam | FanBeam | ConeBeam:
+def _beam(scan: Scan, factor: float = 1.0) -> ParallelBeam | FanBeam | ConeBeam:
+    """The projector of a configuration, every length times ``factor``, and its integrals with them."""
     table, y, angles = scan.table, scan.arrays["y"], scan.arrays["angles"]
     beam = table.get("beam", "parallel")
     if beam not in ("parallel", "fan", "arc", "cone"):
         raise unknown("beam", str(beam), ("parallel", "fan", "arc", "cone"))
-    lengths = {key: float(table[key]) for key in ("spacing", "pixel", "offset", "distance") if key in table}
+    said = {"spacing": 1.0, "pixel": 1.0, **table}
+    lengths = {key: factor * float(said[key]) for key in ("spacing", "pixel", "offset", "distance") if key in said}
     size = table.get("size")
     if size is None and beam == "parallel":
         size = [y.shape[-1], y.shape[-1]]
@@ -119,7 +123,7 @@ def _beam(scan: Scan) -> ParallelBeam | FanBeam | ConeBeam:
         return ParallelBeam(angles, (size[0], size[1]), y.shape[-1], **lengths)
     if "source" not in table:
         raise InputError(f"a {beam} beam needs source, its distance from the axis, in the configuration")
-    source = float(table["source"])
+    source = factor * float(table["source"])
     if beam == "cone":
         return ConeBeam(angles, (size[0], size[1], size[2]), (y.shape[-2], y.shape[-1]), source=source, **lengths)
     return FanBeam(angles, (size[0], size[1]), y.shape[-1], source=source, curved=beam == "arc", **lengths)
@@ -135,7 +139,11 @@ def _measure_ct(scan: Scan, k: int, channels: int | None) -> Measured:  # noqa: 
         raise InputError(f"white must be larger than black, got {white:g} and {black:g}")
     if black:
         y = y - operator(torch.full((1, *operator.in_shape), black))
-    scale = white - black
+    # in a unit of length in which the largest singular value is 1, as solvers know it from photographs
+    unit = 1 / largest_singular_value(operator, torch.empty(1, *operator.in_shape))
+    scale = (white - black) / unit
+    operator = _beam(scan, unit)
+    operator.in_shape = (1, *operator.size)
     return Measured(y / scale, operator, as_noise(sigma / scale), black, white, ("fbp", "sart", "tv"))
 
 
@@ -153,9 +161,6 @@ def _measure_pet(scan: Scan, k: int, channels: int | None) -> Measured:  # noqa:
 
 
 def _bare_activity(pet: PET, y: Tensor, background: Tensor | None) -> Tensor:
-    from ..bench.classic import mlem
-    from ..problem import Problem
-
     return mlem(Problem(y, pet, Poisson(1.0)), 0.0 if background is None else background, steps=10)
 
 
@@ -179,3 +184,22 @@ def _measure_interferometer(scan: Scan, k: int, channels: int | None) -> Measure
     gain = float((y.conj() * again).real.sum() / again.abs().square().sum().clamp(min=1e-30))
     white = float(table.get("white", 0)) or _level((x * gain).abs())
     return Measured(y / white, operator, as_noise(sigma / white), 0.0, white, ("zero-filled", "tv"))
+
+
+def _measure_diffraction(scan: Scan, k: int, channels: int | None) -> Measured:  # noqa: ARG001
+    y, table = scan.arrays["y"][k : k + 1], scan.table
+    (h, w), field, power = table["size"], tuple(y.shape[-2:]), int(table.get("power", 2))
+    if h > field[0] or w > field[1]:
+        raise InputError(f"the image, {h} x {w}, is larger than the field of {field[0]} x {field[1]}")
+    operator = FourierMagnitude((1, h, w), max(1.0, field[0] / h - 1e-9), power)
+    if operator.linear.shape_out((1, h, w))[1:] != field:
+        raise InputError(
+            f"the field, {field[0]} x {field[1]}, is as many times the image, {h} x {w}, along rows as along columns: "
+            "correct size, or crop the data"
+        )
+    sigma = float(table["noise"]) if "noise" in table else 0.0
+    white = float(table.get("white", 0))
+    if not white:
+        white = _level(hybrid_input_output(Problem(y, operator, as_noise(sigma)), steps=100, restarts=1))
+    scale = white**power
+    return Measured(y / scale, operator, as_noise(sigma / scale), 0.0, white, ("hio",))

@@ -17,6 +17,7 @@ TITLES = {
     "pet": "Positron emission tomography",
     "mosaic": "A sensor's mosaic",
     "interferometer": "Radio interferometry",
+    "diffraction": "Coherent diffraction",
 }
 SHOWN = 8
 """Slices that are shown; all are in the files."""

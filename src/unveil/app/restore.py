@@ -27,7 +27,7 @@ from ..solvers.base import Solver
 from .device import pick
 from .job import Job, fingerprint, open_prior, prepare, tiled
 from .progress import Bar
-from .tasks import Asked, resolve, solver_for
+from .tasks import Asked, choice_for, resolve, solver_for
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -70,8 +70,11 @@ def restore(photo: str | Path, asked: Asked, out: str | Path, quiet: bool = Fals
     _threads(asked)
     prior = open_prior(asked.prior).to(asked.device)
     job = prepare(photo, asked, prior.shape[0])
-    solver, steps = solver_for(asked, job.problem)
     prior, problem = tiled(prior, job.size), job.problem.to(job.device)
+    choice = choice_for(asked, problem, prior)
+    if choice is not None:
+        job = replace(job, notes=(*job.notes, choice.reason))
+    solver, steps = solver_for(asked, problem, choice)
     run = stream(problem, prior, solver, steps=steps, **_arguments(asked))
     made = _tidy(recipe(run, str(asked.goal)))
     _begin(folder, job, made)

@@ -31,6 +31,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     ),
     "mosaic": ("pattern",),
     "interferometer": ("uv", "size", "pixel"),
+    "diffraction": ("size", "power", "centred"),
 }  # fmt: skip
 """What a configuration may say, by instrument, beside what is common to all."""
 
@@ -40,6 +41,7 @@ AXES: dict[str, tuple[str, ...]] = {
     "pet": ("slice", "view", "detector"),
     "mosaic": ("slice", "row", "column"),
     "interferometer": ("slice", "sample"),
+    "diffraction": ("slice", "row", "column"),
 }
 """The order of axes that the operators want."""
 
@@ -327,6 +329,15 @@ class _Reader:
         if "pattern" not in self.table and "pattern" not in self.form.facts:
             raise InputError('the file does not say its colours: in the configuration pattern = "rggb"')
         return {"y": y[:, None]}
+
+    def _diffraction(self, y: Tensor) -> dict[str, Tensor]:
+        if float(y.min()) < 0:
+            raise InputError(f"{self.path}: magnitudes and intensities are >= 0, got {float(y.min()):g}")
+        if self.table.get("power", 2) not in (1, 2):
+            raise InputError(f"power is 1 (amplitudes) or 2 (intensities), got {self.table['power']!r}")
+        self.size()
+        y = torch.fft.ifftshift(y, (-2, -1)) if self.table.get("centred", True) else y
+        return {"y": y[:, None].contiguous()}
 
     def _interferometer(self, y: Tensor) -> dict[str, Tensor]:
         for key in ("uv", "pixel"):

@@ -15,6 +15,7 @@ from ..bench.images import CLASSIC, CLASSICAL, TASKS, Cell, Row, averages, margi
 from ..errors import InputError, unknown
 from ..registry import names
 from ..solvers import get_solver
+from ..solvers.variational import FITTED
 from .gallery import detail, overview, write_gallery
 from .report import Table
 from .tasks import STEPS, Asked, solver_for
@@ -36,9 +37,10 @@ def cells(
     """The cells of a suite, photograph by photograph: each method on each task that it fits.
 
     Solvers have the options and steps of ``unveil restore``; ``efforts`` multiply the steps, and 1 is what the table
-    stands for. Raises :class:`UnknownName` and :class:`InputError` before anything is computed.
+    stands for. Solvers that learn are there only if they are named: on photographs they take hours. Raises
+    :class:`UnknownName` and :class:`InputError` before anything is computed.
     """
-    methods = list(methods) or [CLASSIC, *classical.available(), *names("solver")]
+    methods = list(methods) or [CLASSIC, *classical.available(), *(n for n in names("solver") if n not in FITTED)]
     known = [*CLASSICAL, *names("solver")]
     for name in methods:
         if name not in known:

@@ -16,9 +16,10 @@ from ..io.images import read_image
 from ..operators import Blur, Downsample, Grayscale, Identity, Inpainting, Operator, kernels
 from ..operators.blur import BOUNDARIES
 from ..operators.resize import KINDS
+from ..priors.base import Prior
 from ..problem import Problem
 from ..rng import single
-from ..solvers import choose, get_solver
+from ..solvers import Choice, choose, get_solver
 from ..solvers.base import Solver
 from .device import pick
 
@@ -55,9 +56,12 @@ STEPS = {
     "ddrm": 20,
     "dds": 50,
     "diffpir": 60,
+    "ddsmc": 30,
     "dmplug": 40,
     "dps": 100,
+    "fk-steering": 30,
     "flair": 40,
+    "fps": 60,
     "fps-smc": 30,
     "ilvr": 60,
     "kadkhodaie-simoncelli": 60,
@@ -73,6 +77,7 @@ STEPS = {
     "score-ald": 100,
     "score-sde": 30,
     "sds": 100,
+    "smcdiff": 30,
     "sitcom": 10,
     "smrd": 25,
     "snips": 100,
@@ -141,6 +146,7 @@ class Asked:
     threads: int | None = None
     device: str = "auto"
     sigma_start: float | None = None
+    budget: str | None = None
 
     def table(self) -> dict[str, Any]:
         """As a recipe holds it: without what is None."""
@@ -200,6 +206,8 @@ def _check(asked: Asked) -> None:
         raise InputError(f"--threads must be at least 1, got {asked.threads}")
     if not 0 <= asked.seed < 2**63:
         raise InputError(f"--seed is a number from 0 to 2^63 - 1, got {asked.seed}")
+    if parse_budget(asked.budget) and asked.solver != "auto":
+        raise InputError("--budget tells auto what to choose by: leave it out, or say --solver auto")
     if asked.sigma_start is not None and not 0 < asked.sigma_start < float("inf"):
         raise InputError(f"--sigma-start is a noise level > 0 in units where white is 1, got {asked.sigma_start:g}")
     if asked.scale is not None and asked.scale < 2:
@@ -308,10 +316,39 @@ def operator_for(asked: Asked, parameters: dict[str, Tensor], shape: tuple[int, 
 # -- solvers ---------------------------------------------------------------------------------------------------------
 
 
-def solver_for(asked: Asked, problem: Problem) -> tuple[Solver, int]:
-    """The solver with the options that suit the task, the user's going over them, and the number of steps."""
+def choice_for(asked: Asked, problem: Problem, prior: Prior | None = None) -> Choice | None:
+    """What "auto" picks within the budget, None if the user named a solver."""
+    if asked.solver != "auto":
+        return None
     assert asked.goal is not None
-    name = choose(problem, asked.goal).name if asked.solver == "auto" else asked.solver
+    limits = parse_budget(asked.budget)
+    return choose(problem, asked.goal, samples=asked.samples, steps=asked.steps, prior=prior, **limits)
+
+
+def parse_budget(text: str | None) -> dict[str, float]:
+    """``--budget`` as what :func:`unveil.solvers.choose` takes: ``nfe:100`` or ``seconds:30``, or both with a comma."""
+    out: dict[str, float] = {}
+    for part in text.split(",") if text else ():
+        key, _, number = part.strip().partition(":")
+        try:
+            value = float(number)
+        except ValueError:
+            value = float("nan")
+        if key not in ("nfe", "seconds") or not 0 < value < float("inf"):
+            raise InputError(f"--budget is nfe:NUMBER, seconds:NUMBER, or both with a comma between, got '{text}'")
+        out[key] = value
+    return out
+
+
+def solver_for(asked: Asked, problem: Problem, choice: Choice | None = None) -> tuple[Solver, int]:
+    """The solver with the options that suit the task, the user's going over them, and the number of steps.
+
+    ``choice`` is what "auto" has picked; it is asked here if need be.
+    """
+    choice = choice or choice_for(asked, problem)
+    if choice is not None:
+        return choice.solver.with_options(**_typed(choice.solver.name, asked.options)), asked.steps or choice.steps
+    name = asked.solver
     settings = {**SETTINGS.get((name, ""), {}), **SETTINGS.get((name, asked.task), {})}
     if name == "red-diff":
         settings = {**_red_diff(asked), **settings}

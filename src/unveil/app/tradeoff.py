@@ -114,7 +114,7 @@ def front(points: Sequence[Point], sign: int, cost: Callable[[Point], float]) ->
 
 def plot(found: Sequence[Measure]) -> Tensor:
     """One picture [3, H, W]: measures by lines, network passes and seconds by columns; the fronts as lines."""
-    plt = _pyplot()
+    plt = pyplot()
     size = (13, 4.6 * len(found))
     figure, axes = plt.subplots(len(found), 2, figsize=size, squeeze=False, layout="constrained", dpi=110)
     for line, m in zip(axes, found, strict=True):
@@ -133,7 +133,7 @@ def drawn(figure: Any) -> Tensor:
     out = BytesIO()
     figure.savefig(out, format="rgba", dpi=figure.dpi)
     width, height = figure.canvas.get_width_height()
-    _pyplot().close(figure)
+    pyplot().close(figure)
     pixels = torch.frombuffer(bytearray(out.getvalue()), dtype=torch.uint8)
     return pixels.reshape(height, width, 4)[..., :3].permute(2, 0, 1).float() / 255
 
@@ -185,15 +185,16 @@ def _names(axis: Any, m: Measure, cost: Callable[[Point], float]) -> None:
         )
 
 
-def _pyplot() -> Any:
+def pyplot() -> Any:
+    """matplotlib's, drawing into memory. Raises :class:`InputError` where it is not installed."""
     try:
         import matplotlib
     except ImportError:
         raise InputError("plots are made with matplotlib: pip install 'unveil[bench]'") from None
     matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot as plt
 
-    return pyplot
+    return plt
 
 
 TEXT = """Up and left is better: better results for less. The line joins the solvers that none beats at the same cost.

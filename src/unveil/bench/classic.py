@@ -1,4 +1,4 @@
-"""Classical reconstructions from the data of instruments: zero-filling, total variation, SART, MLEM.
+"""Classical reconstructions from data of instruments: zero-filling, total variation, SART, MLEM, input-output.
 
 Where a method has a parameter it comes from the data: the residual is to be as large as the noise (the discrepancy
 principle of Morozov 1966, Soviet Math. Dokl. 7, 414).
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..operators.base import Linear
+from ..operators.phase import FourierMagnitude, Padded
 from ..operators.tomography import Tomography
 from ..problem import Problem, squared_norm
 from ..rng import single
@@ -39,7 +40,7 @@ def total_variation(problem: Problem, sigma: float | None = None, steps: int = 1
     back = operator.adjoint(problem.y)
     column = (squared_norm(operator(_probe(back))) / back[0].numel()).mean().sqrt()  # root mean square of columns
     weight = float(column * sigma) if sigma else 1e-3 * float(back.abs().max())
-    lipschitz = _norm(operator, back)
+    lipschitz = largest_singular_value(operator, back)
     x = zero_filled(problem)
     best, nearest = x, float("inf")
     for _ in range(rounds if sigma else 1):
@@ -91,12 +92,14 @@ def _backward(v: Tensor, axis: int) -> Tensor:
     return torch.cat([edge, inner], axis) - torch.cat([inner, edge], axis)
 
 
-def sart(problem: Problem, sweeps: int = 20, subsets: int = 10, sigma: float | None = None) -> Tensor:
+def sart(
+    problem: Problem, sweeps: int = 20, subsets: int = 10, relaxation: float = 0.3, sigma: float | None = None
+) -> Tensor:
     """The simultaneous algebraic reconstruction technique [B, *shape] for tomography, in ordered subsets of views.
 
-    x <- x + A_k^T ((y_k - A_k x) / A_k 1) / A_k^T 1 for subsets k of the views in turn, from zero (Andersen and Kak
-    1984, Ultrason. Imaging 6, 81), until the residual is that of noise ``sigma`` (the problem's), at most ``sweeps``
-    times.
+    x <- x + relaxation A_k^T ((y_k - A_k x) / A_k 1) / A_k^T 1 for subsets k of the views in turn, from zero (Andersen
+    and Kak 1984, Ultrason. Imaging 6, 81), until the residual of an image is that of noise ``sigma`` (the problem's),
+    at most ``sweeps`` times.
     """
     operator, y = problem.operator, problem.y
     if not isinstance(operator, Tomography):
@@ -111,13 +114,14 @@ def sart(problem: Problem, sweeps: int = 20, subsets: int = 10, sigma: float | N
         part.angles, part.detector = operator.angles[index], (len(index), *operator.detector[1:])
         rows = part(torch.ones_like(problem.like[:1]))
         columns = part.adjoint(torch.ones_like(rows))
-        parts.append((part, index, _inverse(rows), _inverse(columns)))
+        parts.append((part, index, _inverse(rows), relaxation * _inverse(columns)))
     x = torch.zeros_like(problem.like)
     for _ in range(sweeps):
+        far: Tensor | float = 1.0
+        if sigma:
+            far = (squared_norm(y - operator(x)) > problem.m * sigma**2).to(x).reshape(-1, *[1] * (x.ndim - 1))
         for part, index, rows, columns in parts:
-            x = x + columns * part.adjoint(rows * (y[:, :, index.to(y.device)] - part(x)))
-        if sigma and bool((squared_norm(y - operator(x)) <= problem.m * sigma**2).all()):
-            break
+            x = x + far * columns * part.adjoint(rows * (y[:, :, index.to(y.device)] - part(x)))
     return x
 
 
@@ -135,6 +139,41 @@ def mlem(problem: Problem, background: Tensor | float = 0.0, steps: int = 50) ->
     return x
 
 
+def hybrid_input_output(
+    problem: Problem, steps: int = 400, restarts: int = 4, beta: float = 0.9, seed: int = 0
+) -> Tensor:
+    """Images >= 0 [B, *shape] of Fourier magnitudes by Fienup's hybrid input-output method, the best of some starts.
+
+    Inside the image and where it is positive g <- g', elsewhere g <- g - beta g', with g' the field whose magnitudes
+    are the measured ones; the last tenth of the steps are error reduction, g <- 0 elsewhere (Fienup 1982, Appl. Opt.
+    21, 2758). Each image comes out up to a shift and a mirror image, as phase retrieval has it.
+    """
+    operator = problem.operator
+    if not isinstance(operator, FourierMagnitude):
+        raise InputError("hybrid input-output is for Fourier magnitudes")
+    field = operator.linear
+    assert isinstance(field, Padded)
+    amplitude = problem.y.clamp(min=0) if operator.power == 1 else problem.y.clamp(min=0).sqrt()
+    h, w = problem.shape[-2:]
+    inside = torch.zeros(field.field, dtype=torch.bool, device=problem.device)
+    inside[:h, :w] = True
+    blind = None if field.measured is None else field.measured.to(problem.device) == 0
+    best, least = torch.zeros_like(problem.like), torch.full((len(problem.y),), math.inf, device=problem.device)
+    for start in range(restarts):
+        g = single(seed, len(problem.y), start, "input-output").uniform(amplitude) * amplitude.mean() * inside
+        for step in range(steps):
+            f = torch.fft.fft2(g, norm="ortho")
+            size = amplitude if blind is None else torch.where(blind, f.abs(), amplitude)
+            new = torch.fft.ifft2(torch.polar(size, f.angle()), norm="ortho").real
+            good = inside & (new > 0)
+            g = torch.where(good, new, g - beta * new if step < 0.9 * steps else torch.zeros_like(g))
+        x = g[..., :h, :w].contiguous()
+        error = squared_norm(problem.y - operator(x))
+        best = torch.where((error < least).reshape(-1, *[1] * (x.ndim - 1)), x, best)
+        least = torch.minimum(error, least)
+    return best
+
+
 def linear(problem: Problem) -> Linear:
     """The operator, if it is linear."""
     if not isinstance(problem.operator, Linear):
@@ -148,8 +187,8 @@ def _inverse(x: Tensor) -> Tensor:
     return torch.where(x > small, 1 / x.clamp(min=small if small > 0 else 1), 0)
 
 
-def _norm(operator: Linear, like: Tensor, steps: int = 12) -> float:
-    """The largest singular value, by the power method, and a little more."""
+def largest_singular_value(operator: Linear, like: Tensor, steps: int = 12) -> float:
+    """Of an operator on signals like ``like`` [N, ...], by the power method, and a little more."""
     x = _probe(like)[:1]
     for _ in range(steps):
         x = operator.normal(x / torch.linalg.vector_norm(x))

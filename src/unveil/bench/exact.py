@@ -83,16 +83,23 @@ class Setting:
 
 
 SETTINGS: dict[str, tuple[Setting, ...]] = {
+    "aps": (Setting(samples=500, slow=True, gate_steps=10),),
     "daps": (
         Setting("exact", {"inner": "exact"}),
         Setting("langevin", {"inner": "langevin"}, slow=True, gate_steps=40),
         Setting("hmc", {"inner": "hmc", "inner_steps": 20}, slow=True, gate_steps=40),
     ),
+    "davi": (Setting(samples=500, slow=True, gate_steps=10),),
     "bird": (Setting(samples=200, gate_steps=20),),
     "dcdp": (Setting(samples=200), Setting("deblur", {"lr": 1.0}, samples=200, slow=True)),
     "ddnm": (Setting(), Setting("paper", {"eta": 0.85})),
     "ddpg": (Setting(), Setting("idpg", {"inject": False, "decay": False}, point=True, samples=64)),
     "ddrm": (Setting(), Setting("paper", {"eta": 0.85}, steps=20)),
+    "dcps": (
+        Setting(samples=200, gate_steps=40),
+        Setting("paper", {"weights": False}, samples=100, slow=True, gate_steps=40),
+    ),
+    "ddsmc": (Setting(samples=300, gate_steps=50),),
     "dmap": (Setting(samples=300, gate_steps=50),),
     "dmps": (
         Setting(samples=300, gate_steps=100),
@@ -109,7 +116,9 @@ SETTINGS: dict[str, tuple[Setting, ...]] = {
     "mcgdiff": (Setting(samples=300, gate_steps=50),),
     "mcg": (Setting(samples=200, gate_steps=100),),
     "peng": (Setting(), Setting("II", {"guidance": "II"}), Setting("paper", {"eta": 0.0, "threshold": 0.2})),
+    "fk-steering": (Setting(samples=300, gate_steps=50),),
     "flair": (Setting(samples=500),),
+    "fps": (Setting(samples=300, gate_steps=50),),
     "fps-smc": (
         Setting(samples=300, gate_steps=50),
         Setting("path", {"path": True}, samples=300, slow=True, gate_steps=50),
@@ -149,8 +158,10 @@ SETTINGS: dict[str, tuple[Setting, ...]] = {
         Setting(samples=64, gate_steps=100),
         Setting("decay", {"decay": True}, samples=64, slow=True, gate_steps=100),
     ),
+    "smcdiff": (Setting(samples=300, gate_steps=50),),
     "tds": (Setting(samples=300, gate_steps=50),),
     "smrd": (Setting(samples=200, gate_steps=30),),
+    "unveil-exact": (Setting(samples=100, gate_steps=6),),
 }
 """The settings of the ruler: what is not listed here runs once, with its defaults."""
 

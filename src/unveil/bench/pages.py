@@ -16,6 +16,7 @@ from typing import Any
 from ..io.atomic import write_text
 from ..registry import names
 from ..solvers import Solver, get_solver
+from . import measured
 from .cards import COLUMNS, LEGEND, cell, load_card
 from .tables import results
 
@@ -29,6 +30,7 @@ exact draws have (1 is perfect), and of the ratio of standard deviations.
 
 """
 
+MEASURED = Path("src/unveil/solvers/measured.json")
 FAMILIES = ("explicit", "variational", "decoupled", "smc")
 TITLES = {"smc": "Sequential Monte Carlo"}
 TABLE = "| solver | paper | needs | distance / floor | std |\n|---|---|---|--:|--:|\n"
@@ -125,7 +127,7 @@ def _card(card: dict[str, Any]) -> str:
 
 
 def write_pages(root: Path) -> None:
-    """Write ``docs/solvers/``, the pages of results and the README's table under a checkout's root.
+    """Write ``docs/solvers/``, the pages of results, the README's table and what "auto" reads under a checkout's root.
 
     Pages of solvers that are gone are removed.
     """
@@ -138,6 +140,7 @@ def write_pages(root: Path) -> None:
         write_text(folder / name, text)
     for name, text in results(root).items():
         write_text(root / "docs" / name, text)
+    write_text(root / MEASURED, measured.text())
     readme = root / "README.md"
     write_text(readme, with_table(readme.read_text(encoding="utf-8")))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -50,8 +51,11 @@ def solve(
     Arguments as for :func:`unveil.stream`, and:
 
     goal:
-        What is wanted: a posterior ``sample``, the posterior mean ``mmse`` or the mode ``map``. With solver "auto"
-        it also chooses the solver.
+        What is wanted: a posterior ``sample``, the posterior mean ``mmse`` or the mode ``map``.
+    solver:
+        With "auto" the solver, its options and its steps are picked from the measurements that ship with the package
+        (:mod:`unveil.solvers.auto`), by what the problem allows, the goal, and ``steps`` or the ``budget``; the recipe
+        says under ``auto`` what was picked and why.
     on_step:
         Called with (state, stream) after every step; the run is cancelled when it returns False.
     checkpoint, checkpoint_seconds, resume:
@@ -63,10 +67,14 @@ def solve(
     """
     if goal not in GOALS:
         raise InputError(f"goal must be one of {', '.join(GOALS)}, got '{goal}'")
+    why = ""
     if solver == "auto":
         from ..solvers import choose
 
-        solver = choose(problem, goal)
+        limit = budget or Budget()
+        choice = choose(problem, goal, samples=samples, steps=steps, nfe=limit.nfe, seconds=limit.seconds, prior=prior)
+        solver, why = choice.solver, choice.reason
+        steps = choice.steps if schedule is None else None
     run = stream(
         problem,
         prior,
@@ -100,7 +108,8 @@ def solve(
     # not when it is done: a file that cannot be written must not cost the result
     if checkpoint is not None and run.status is not Status.DONE and run.state is not None:
         save_checkpoint(run, checkpoint, goal)
-    return gather(run, goal, memory.read())
+    result = gather(run, goal, memory.read())
+    return replace(result, recipe={**result.recipe, "auto": why}) if why else result
 
 
 def gather(run: Stream, goal: str, peak_bytes: int = 0) -> Result:

@@ -6,9 +6,10 @@ import dataclasses
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from ..errors import InputError, NotCompatible, unknown
+from ..errors import InputError, unknown
 from ..registry import lookup, names, ship
 from . import decoupled, explicit, smc, variational
+from .auto import Choice, choose
 from .base import Run, Solver, State
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ _HOMES = {
 _CLASSES = {cls: module for module, cls in _HOMES.values()}
 ship("solver", _HOMES)
 
-__all__ = ["Run", "Solver", "State", "choose", "get_solver", "list_solvers", *sorted(_CLASSES)]
+__all__ = ["Choice", "Run", "Solver", "State", "choose", "get_solver", "list_solvers", *sorted(_CLASSES)]
 
 
 def __getattr__(name: str) -> Any:
@@ -31,14 +32,6 @@ def __getattr__(name: str) -> Any:
     if name in _CLASSES:
         return getattr(import_module(_CLASSES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-PREFERRED = {
-    "sample": ("daps", "mmps", "dps"),
-    "mmse": ("diffpir", "red-diff", "dps"),
-    "map": ("red-diff", "diffpir", "dps"),
-}
-"""What "auto" tries, in order, for each goal."""
 
 
 def get_solver(name: str, **options: Any) -> Solver:
@@ -63,12 +56,3 @@ def list_solvers(family: str | None = None, fits: Problem | None = None) -> list
         for n, cls in found
         if (family is None or cls.family == family) and (fits is None or cls().unfit(fits) is None)
     ]
-
-
-def choose(problem: Problem, goal: str) -> Solver:
-    """The solver that "auto" stands for: the first of the preferred ones for the goal that fits the problem."""
-    for name in PREFERRED[goal]:
-        solver = get_solver(name)
-        if solver.unfit(problem.white) is None:
-            return solver
-    raise NotCompatible("no solver fits this problem: see list_solvers() and what each one needs")

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 SOLVERS = {
+    "ddsmc": "DDSMC",
+    "fk-steering": "FKSteering",
+    "fps": "FPS",
     "fps-smc": "FPSSMC",
     "mcgdiff": "MCGDiff",
+    "smcdiff": "SMCDiff",
     "tds": "TDS",
+    "unveil-exact": "UnveilExact",
 }
 """Name of each solver and its class, in the file of that name (``-`` becomes ``_``)."""

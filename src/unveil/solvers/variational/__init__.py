@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 SOLVERS = {
+    "aps": "APS",
+    "davi": "DAVI",
     "flair": "FLAIR",
     "red-diff": "REDDiff",
     "rsld": "RSLD",
@@ -13,5 +15,5 @@ SOLVERS = {
 }
 """Name of each solver and its class, in the file of that name (``-`` becomes ``_``)."""
 
-FITTED = ("score-prior", "score-prior-surrogate")
+FITTED = ("aps", "davi", "score-prior", "score-prior-surrogate")
 """Those that learn a network, in a run or ahead of it (``unveil fit``)."""

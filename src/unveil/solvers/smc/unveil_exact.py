@@ -1,0 +1,286 @@
+"""Tempered sequential Monte Carlo with moves that need nothing of a prior but its denoiser."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ...numerics.cg import cg
+from ...numerics.inner import inner_loop
+from ...numerics.resampling import ancestors, effective_size, normalise
+from ...operators.base import Linear, Spectral
+from ...priors.base import Prior
+from ...problem import Problem, squared_norm
+from ...registry import register
+from ...rng import Rng
+from ...schedules import Schedule, karras
+from ..base import Run, Solver, State
+from ..moves import ddim, midway
+from .particles import exact, per_row, total
+
+BISECTIONS = 50
+LOBATTO = (0.5 - 5**-0.5 / 2, 0.5 + 5**-0.5 / 2)
+"""Inner nodes on [0, 1] of the Gauss-Lobatto rule of four points; weights 1/12 at the ends, 5/12 inside."""
+
+
+@register("solver", "unveil-exact")
+@dataclass(frozen=True)
+class UnveilExact(Solver):
+    """Tempered sequential Monte Carlo, moved by Metropolis chains that are exact for a prior known by its denoiser.
+
+    This library 2026. After Del Moral, Doucet, Jasra 2006, "Sequential Monte Carlo samplers", J. R. Stat. Soc. B 68
+    (the frame); Neal 1998, "Regression and classification using Gaussian process priors" (a proposal that leaves the
+    prior invariant needs the likelihood only); Roberts and Tweedie 1996, Bernoulli 2 (Langevin proposals).
+
+    ``oversampling`` clouds of particles are drawn from the prior, p(x0), and go through the densities
+    p(x0) p(y | x0)^beta, beta from 0 to 1. A stage raises beta until the effective sample size of the weights
+    p(y | x0)^(beta' - beta) falls to ``ess``, resamples, and moves every particle:
+
+    1. *Renoise, denoise*: z = x + s eps, x' from the reverse diffusion that starts at (z, s). The pair (x, x') is
+       exchangeable under the prior, so x' is accepted with probability min(1, (p(y | x') / p(y | x))^beta): for any
+       likelihood, without gradients. s follows the acceptance rate.
+    2. *Langevin* proposals x' = x + h^2 / 2 P grad + h P^(1/2) eps, with P = (I / v + beta A^T A / sigma_y^2)^-1 for
+       linear operators and Gaussian noise, else v I. The test needs log p(x') - log p(x), which no denoiser gives,
+       but its gradient (D(x, sigma) - x) / sigma^2 at a small sigma is known everywhere, and integrated along the
+       segment by Gauss-Lobatto quadrature. h follows the acceptance rate, v = n / E|grad log p|^2.
+
+    Exact as particles, stages and the evaluations of a reverse diffusion grow; smoothed by ``sigma_min``. The
+    product of mean weights estimates the evidence p(y).
+
+    Steps are stages; once beta is 1 they only move. Why these moves, on the mixtures of `unveil bench mixtures`: the
+    weights of modes are settled while beta is small, by many draws of the prior (``oversampling``), and renoising
+    carries particles from one to another as long as beta lets it; within a mode, where the data leave little room,
+    Langevin moves go on when renoising is no longer accepted. On those of 800 dimensions, with seeds of their own, a
+    first form of both moves together came to 0.8, 1.1 and 1.0 times the floor for 1, 2 and 4 measurements, with 1235
+    to 1510 evaluations for each particle. Replica exchange over noise levels, and annealed weights on a decoupled
+    sampler, have not been tried. On the ruler it is at the floor, or within a half of it, but for one problem, that of
+    colours measured by their mean alone: 2.9 times the floor, and 2.4 times with twice the stages.
+
+    prior_steps, oversampling
+        Evaluations of a draw from the prior, and how many are drawn for every particle that is kept.
+    inner_steps, renoisings, langevins
+        Evaluations of a reverse diffusion; moves of each kind in a stage. A Langevin move costs 3 evaluations.
+        ``langevins=0`` asks nothing of the operator but its values.
+    ess
+        As a share of the particles.
+    sigma_min
+        The level at which signals count as clean (for data in [-1, 1]): reverse diffusions go from there to 0, and
+        the score of Langevin moves is that of this level.
+    rest
+        Last stages, which only move.
+    """
+
+    family: ClassVar[str] = "smc"
+    clean: ClassVar[bool] = True
+    coupled: ClassVar[bool] = True
+    particles: ClassVar[int] = 2
+    default_steps: ClassVar[int] = 20
+
+    prior_steps: int = 60
+    oversampling: int = 8
+    inner_steps: int = 12
+    renoisings: int = 3
+    langevins: int = 6
+    ess: float = 0.5
+    sigma_min: float = 0.005
+    rest: int = 4
+
+    def schedule(self, prior: Prior, steps: int) -> Schedule:
+        """A clock: the prior's levels, of which only the first is used as a noise level."""
+        return karras(steps, *prior.sigma_range)
+
+    def unfit(self, problem: Problem) -> str | None:
+        if problem.noise.sigma == 0:
+            return "it needs noise: state a small sigma_y instead of none"
+        return super().unfit(problem)
+
+    def init(self, run: Run) -> State:
+        x = super().init(run).x
+        zero = x.new_zeros(x.shape[0])
+        wide = zero.to(exact(x))
+        number = torch.arange(x.shape[0], device=x.device) % run.samples
+        size = {"sigma": zero + 2 * run.scale, "h": zero + x[0].numel() ** (-1 / 6)}
+        return State(x, x, 0, {"beta": wide, **size, "log_weights": wide, "log_evidence": wide, "ancestors": number})
+
+    def step(self, state: State, run: Run) -> State:
+        aux, n = state.aux, run.samples
+        clouds = [self._prior_draw(run) for _ in range(self.oversampling)] if state.i == 0 else [state.x]
+        log_p = torch.cat([run.problem.log_likelihood(x).to(aux["beta"]).view(-1, n) for x in clouds], 1)
+        # -- temper
+        beta = aux["beta"].view(-1, n)[:, :1]
+        rise = 1 - beta if state.i + self.rest >= len(run.schedule) - 1 else self._rise(log_p, beta, n)
+        weights, log_mean = normalise(_power(log_p, rise))
+        # -- resample: n of the particles of all clouds, every K-th of K n, from a random one on
+        u = run.rng.uniform(log_p.new_empty(state.x.shape[0], 2)).view(-1, n, 2)[:, 0]
+        first = (u[:, 1:] * len(clouds)).long().clamp_max(len(clouds) - 1)
+        every = torch.arange(n, device=first.device) * len(clouds) + first
+        chosen = ancestors(weights, u[:, :1].expand_as(weights)).gather(1, every)
+        x = _pick(clouds, chosen)
+        del clouds
+        log_p, log_mean = log_p.gather(1, chosen).flatten(), log_mean.repeat_interleave(n)
+        books = {
+            "beta": (beta + rise).expand(-1, n).flatten(),
+            "log_weights": torch.where(log_mean > -torch.inf, 0.0, log_mean),
+            "log_evidence": aux["log_evidence"] + log_mean,
+            "ancestors": aux["ancestors"].view(-1, n).gather(1, chosen % n).flatten(),
+        }
+        # -- move
+        x, log_p, sigma = self._renoise(x, log_p, books["beta"], aux["sigma"], run)
+        h = aux["h"]
+        if self.langevins:
+            x, h = self._langevin(x, log_p, books["beta"], h, run)
+        return state.next(x, x, sigma=sigma, h=h, **books)
+
+    def _prior_draw(self, run: Run) -> Tensor:
+        middle, top = sum(run.problem.value_range) / 2, run.schedule.sigmas[0]
+        low = self._low(run)
+        x = middle + top * run.rng.normal(run.like)
+        return reverse(run.prior, x, karras(self.prior_steps, low, top), run.rng)
+
+    def _low(self, run: Run) -> float:
+        return max(self.sigma_min * run.scale, run.prior.sigma_range[0])
+
+    def _rise(self, log_p: Tensor, beta: Tensor, n: int) -> Tensor:
+        """How far beta can rise, to 1 at most, with an effective sample size of at least ``ess`` n: [B, 1]."""
+        low, high = torch.zeros_like(beta), 1 - beta
+        rise = high
+        for _ in range(BISECTIONS):
+            enough = effective_size(normalise(_power(log_p, rise))[0])[:, None] >= self.ess * n
+            low, high = torch.where(enough, rise, low), torch.where(enough, high, rise)
+            rise = (low + high) / 2
+        return low
+
+    @inner_loop
+    def _renoise(
+        self, x: Tensor, log_p: Tensor, beta: Tensor, sigma: Tensor, run: Run
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        low = self._low(run)
+        ratios = karras(self.inner_steps, 0.02, 1.0)
+        for k in range(self.renoisings):
+            level = (sigma * 2.0 ** (k % 3 - 1)).clamp(2 * low, run.schedule.sigmas[0])
+            z = x + per_row(level, x) * run.rng.normal(x)
+            there = reverse(run.prior, z, ratios, run.rng, level)
+            log_there = run.problem.log_likelihood(there).to(beta)
+            accept = run.rng.uniform(log_p).log() < beta * (log_there - log_p)
+            x, log_p = torch.where(per_row(accept, x) > 0, there, x), torch.where(accept, log_there, log_p)
+            rate = accept.to(sigma).view(-1, run.samples).mean(1).repeat_interleave(run.samples)
+            sigma = sigma * (0.5 * (rate - 0.4)).exp()
+        return x, log_p, sigma.clamp(2 * low, run.schedule.sigmas[0])
+
+    @inner_loop
+    def _langevin(self, x: Tensor, log_p: Tensor, beta: Tensor, h: Tensor, run: Run) -> tuple[Tensor, Tensor]:
+        problem, n = run.problem, x[0].numel()
+        level = self._low(run)
+
+        def slope(x: Tensor) -> Tensor:
+            return (run.prior.denoise(x, level) - x).div_(level**2)
+
+        temper = per_row(beta.to(x), x)
+        s = slope(x)
+        v = n / squared_norm(s).view(-1, run.samples).mean(1).repeat_interleave(run.samples)
+        metric = Metric(problem, v, beta.to(x))
+        g = s + temper * problem.score(x)
+        for _ in range(self.langevins):
+            hx = per_row(h, x)
+            along = hx**2 / 2 * metric(g)
+            jump = hx * metric.draw(x, run.rng)
+            forth = metric.norm2(jump)
+            along = along + jump
+            del jump
+            # log p(x') - log p(x), the work of the prior's score along the way
+            s_there = slope(x + along)
+            work = total(along * (s + s_there)) / 12
+            for t in LOBATTO:
+                work = work + total(along * slope(x + t * along)) * (5 / 12)
+            there = x + along
+            g_there = s_there + temper * problem.score(there)
+            back = metric.norm2(along + hx**2 / 2 * metric(g_there))
+            log_there = problem.log_likelihood(there).to(beta)
+            gain = work + (forth - back) / (2 * h**2) + beta * (log_there - log_p)
+            accept = run.rng.uniform(log_p).log() < gain
+            rows = per_row(accept, x) > 0
+            x, s, g = torch.where(rows, there, x), torch.where(rows, s_there, s), torch.where(rows, g_there, g)
+            log_p = torch.where(accept, log_there, log_p)
+            rate = accept.to(h).view(-1, run.samples).mean(1).repeat_interleave(run.samples)
+            h = (h * (0.5 * (rate - 0.57)).exp()).clamp_max(2.0)
+        return x, h
+
+
+class Metric:
+    """P = (I / v + beta A^T A / sigma_y^2)^-1 per row, v [N], beta [N]; v I where A or the noise does not allow it."""
+
+    def __init__(self, problem: Problem, v: Tensor, beta: Tensor) -> None:
+        self.A, self.v, self.steps = problem.operator, v, problem.cg_steps
+        self.weight = beta / problem.sigma_y**2 if problem.noise.sigma and isinstance(self.A, Linear) else None
+
+    def __call__(self, u: Tensor) -> Tensor:
+        """P u."""
+        if self.weight is None:
+            return per_row(self.v, u) * u
+        A, v, w = self.A, per_row(self.v, u), per_row(self.weight, u)
+        if isinstance(A, Spectral):
+            c = A.Vt(u)
+            return A.V(c * self._gains(A, c))
+        assert isinstance(A, Linear)
+        return cg(lambda x: x / v + w * A.normal(x), u, steps=self.steps)
+
+    def draw(self, like: Tensor, rng: Rng) -> Tensor:
+        """A draw from N(0, P): in general P (eps / sqrt(v) + sqrt(beta) A^T eps' / sigma_y)."""
+        A, v = self.A, per_row(self.v, like)
+        if self.weight is None:
+            return v.sqrt() * rng.normal(like)
+        if isinstance(A, Spectral):
+            c = A.Vt(like)
+            return A.V(rng.normal(c) * self._gains(A, c).sqrt())
+        assert isinstance(A, Linear)
+        noise = rng.normal(A(like))
+        return self(rng.normal(like) / v.sqrt() + A.adjoint(per_row(self.weight, noise).sqrt() * noise))
+
+    def _gains(self, A: Spectral, c: Tensor) -> Tensor:
+        assert self.weight is not None
+        return 1 / (1 / per_row(self.v, c) + per_row(self.weight, c) * A.s(c) ** 2)
+
+    def norm2(self, u: Tensor) -> Tensor:
+        """u^T P^-1 u per row."""
+        plain = squared_norm(u) / self.v
+        if self.weight is None:
+            return plain
+        return plain + self.weight * squared_norm(self.A(u))
+
+
+def reverse(prior: Prior, x: Tensor, levels: Schedule, rng: Rng, unit: Tensor | None = None) -> Tensor:
+    """The reverse diffusion (ancestral, second order) from x at the first level to 0; levels times ``unit`` [N]."""
+    state = State(x, x)
+    for i in range(len(levels)):
+        sigma, sigma_next = levels.pair(i)
+        x0 = prior.denoise(state.x, sigma if unit is None else sigma * unit)
+        ahead = midway(x0, state, levels)
+        if unit is None:
+            x = ddim(state.x, ahead, sigma, sigma_next, 1.0, rng)
+        else:
+            r = sigma_next / sigma
+            x = ahead + r**2 * (state.x - ahead)
+            if sigma_next:
+                x = x + per_row(unit, x) * (sigma_next * math.sqrt(1 - r**2)) * rng.normal(x)
+        state = state.next(x, x0)
+    return state.x0
+
+
+def _power(log_p: Tensor, exponent: Tensor) -> Tensor:
+    """The logarithm of p^exponent, with 0^0 = 1."""
+    return torch.where(exponent > 0, exponent * log_p, 0)
+
+
+def _pick(clouds: list[Tensor], chosen: Tensor) -> Tensor:
+    """Particles of K clouds [B S, ...], by their number 0..K S - 1 in each measurement: [B, S] -> [B S, ...]."""
+    b, n = chosen.shape
+    first = torch.arange(b, device=chosen.device)[:, None] * n
+    cloud, row = chosen // n, (first + chosen % n).flatten()
+    picked = clouds[0][row]
+    for k, other in enumerate(clouds[1:], 1):
+        picked = torch.where(per_row((cloud == k).flatten(), picked) > 0, other[row], picked)
+    return picked
