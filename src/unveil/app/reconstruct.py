@@ -202,20 +202,14 @@ def _size(problem: Problem) -> tuple[int, int]:
 
 
 def _solver(asked: Asked, problem: Problem) -> tuple[Solver, int]:
-<<<<<<< HEAD
-    name = choose(problem, str(asked.goal)).name if asked.solver == "auto" else asked.solver
-    settings = {**SETTINGS.get((name, ""), {}), **typed(name, asked.options)}
-    solver = get_solver(name, **settings)
-=======
     if asked.solver == "auto":
         choice = choose(problem, str(asked.goal), samples=asked.samples, steps=asked.steps)
-        own = _typed(choice.solver.name, asked.options)
+        own = typed(choice.solver.name, asked.options)
         return choice.solver.with_options(**own), asked.steps or choice.steps
-    name, own = asked.solver, _typed(asked.solver, asked.options)
+    name, own = asked.solver, typed(asked.solver, asked.options)
     solver = get_solver(name, **{**SETTINGS.get((name, ""), {}), **own})
     if solver.unfit(problem.white) is not None:  # what suits linear problems may not suit this one
         solver = get_solver(name, **own)
->>>>>>> main
     return solver, asked.steps or STEPS.get(name, solver.default_steps)
 
 
