@@ -347,7 +347,7 @@ def solver_for(asked: Asked, problem: Problem, choice: Choice | None = None) -> 
     """
     choice = choice or choice_for(asked, problem)
     if choice is not None:
-        return choice.solver.with_options(**_typed(choice.solver.name, asked.options)), asked.steps or choice.steps
+        return choice.solver.with_options(**typed(choice.solver.name, asked.options)), asked.steps or choice.steps
     name = asked.solver
     settings = {**SETTINGS.get((name, ""), {}), **SETTINGS.get((name, asked.task), {})}
     if name == "red-diff":
