@@ -138,9 +138,9 @@ def write_pages(root: Path) -> None:
             old.unlink()
     for name, text in made.items():
         write_text(folder / name, text)
-    write_text(root / MEASURED, measured.text())
     for name, text in results(root).items():
         write_text(root / "docs" / name, text)
+    write_text(root / MEASURED, measured.text())
     readme = root / "README.md"
     write_text(readme, with_table(readme.read_text(encoding="utf-8")))
 
