@@ -1,0 +1,176 @@
+"""``unveil bench``: the measurements, each resumable, as commands."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+bench = typer.Typer(no_args_is_help=True, help="Measure solvers.")
+
+Device = Annotated[
+    str | None,
+    typer.Option(help="auto (a CUDA device if there is one, else cpu), cpu, cuda, cuda:N or mps; default: auto."),
+]
+
+
+@bench.command()
+def exact(
+    solver: Annotated[list[str] | None, typer.Option(help="Only this solver; may be repeated.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer problems and samples.")] = False,
+    write_cards: Annotated[bool, typer.Option("--write-cards", help="Renew the solvers' cards.")] = False,
+) -> None:
+    """Measure every solver's distance to posteriors that are known exactly."""
+    from .bench.cards import run_exact_cli
+    from .registry import lookup
+
+    for name in solver or []:
+        lookup("solver", name)
+    raise typer.Exit(run_exact_cli(solver, quick, write_cards))
+
+
+@bench.command("nonlinear")
+def bench_nonlinear(
+    out: Annotated[Path, typer.Option(help="Results, a row for each run; a run goes on from what is there.")] = Path(
+        "nonlinear.jsonl"
+    ),
+    solver: Annotated[list[str] | None, typer.Option(help="Only this solver; may be repeated.")] = None,
+    samples: Annotated[int, typer.Option(min=20, help="Samples of each problem, 500 at most.")] = 500,
+    workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
+) -> None:
+    """Measure solvers on lost phases, clipping, few bits and photon counts, against reference posteriors."""
+    from .bench.cards import run_nonlinear_cli
+
+    raise typer.Exit(run_nonlinear_cli(solver, out, samples, workers))
+
+
+@bench.command("mixtures")
+def bench_mixtures(
+    out: Annotated[Path, typer.Option(help="Results, a row for each cell; a run goes on from what is there.")] = Path(
+        "mixtures.jsonl"
+    ),
+    solver: Annotated[list[str] | None, typer.Option(help="Only this solver; may be repeated.")] = None,
+    dimension: Annotated[list[int] | None, typer.Option("-d", help="8, 80 or 800; may be repeated.")] = None,
+    measurement: Annotated[list[int] | None, typer.Option("-m", help="1, 2 or 4; may be repeated.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Problems of each cell.")] = 20,
+    samples: Annotated[int, typer.Option(min=2, help="Samples, or particles, of each problem.")] = 1000,
+    steps: Annotated[int | None, typer.Option(min=1, help="Steps, else each solver's own number.")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
+) -> None:
+    """Measure solvers on mixtures of 25 Gaussians, up to 800 dimensions, whose posteriors are known exactly."""
+    from .bench import mixtures
+
+    rows = mixtures.run(
+        out,
+        solver,
+        dimension or mixtures.DIMENSIONS,
+        measurement or mixtures.MEASUREMENTS,
+        seeds,
+        samples,
+        steps,
+        workers,
+        lambda r: print(
+            f"{r['solver']} d={r['d']} m={r['m']} seed={r['seed']}: {r.get('sw1', float('nan')):.3f} "
+            f"(floor {r.get('floor', float('nan')):.3f}), {r['seconds']:.0f} s",
+            file=sys.stderr,
+        ),
+    )
+    print(mixtures.table(rows))
+
+
+@bench.command("images")
+def bench_images(
+    out: Annotated[
+        Path,
+        typer.Option(help="Results, a row for each cell; a run goes on from what is there. Page and sheet beside."),
+    ] = Path("images.jsonl"),
+    solvers: Annotated[
+        list[str] | None,
+        typer.Option("--solvers", "--solver", help="Only this solver or classical method; may be repeated."),
+    ] = None,
+    tasks: Annotated[
+        list[str] | None, typer.Option("--tasks", "--task", help="Only this task; may be repeated.")
+    ] = None,
+    photos: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--images", "--image", help="Only this photograph, or a file; may be repeated.", metavar="NAME|FILE"
+        ),
+    ] = None,
+    size: Annotated[int, typer.Option(help="Side of the middle that is taken of each photograph.")] = 256,
+    samples: Annotated[int, typer.Option(help="Samples of every solver.")] = 2,
+    effort: Annotated[
+        list[float] | None, typer.Option(help="Factor of the steps; may be repeated (the table shows 1).")
+    ] = None,
+    prior: Annotated[str, typer.Option(help="Name (unveil list priors) or .safetensors file.")] = "photos",
+    workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
+) -> None:
+    """Measure solvers and classical methods on the held-out photographs that ship: one table and a gallery."""
+    from .app.suite import cells, suite
+
+    asked = cells(solvers or (), tasks or (), photos or (), size, samples, effort or (1.0,), prior)
+    raise typer.Exit(suite(Console(), out, asked, workers))
+
+
+@bench.command("tradeoff")
+def bench_tradeoff(
+    results: Annotated[Path, typer.Argument(help="Results of unveil bench images.")] = Path("images.jsonl"),
+    out: Annotated[Path, typer.Option(help="The page; its plot goes beside it.")] = Path("tradeoff.html"),
+) -> None:
+    """Quality against evaluations and seconds: a page and a plot, from bench images and the solvers' cards."""
+    from .app.tradeoff import write_tradeoff
+    from .bench.images import newest, read
+
+    html, png = write_tradeoff(newest(read(results)), out)
+    print(f"page: {html}, plot: {png}")
+
+
+@bench.command("red-diff")
+def bench_red_diff(
+    out: Annotated[Path, typer.Option(help="Results, a row for each cell; a run goes on from what is there.")] = Path(
+        "red-diff.jsonl"
+    ),
+    docs: Annotated[Path, typer.Option(help="Folder for the page and its plots.")] = Path("docs"),
+    tasks: Annotated[list[str] | None, typer.Option("--tasks", "--task", help="Only this task; repeatable.")] = None,
+    photos: Annotated[
+        list[str] | None,
+        typer.Option("--images", "--image", help="Only this photograph, or file; repeatable.", metavar="NAME|FILE"),
+    ] = None,
+    size: Annotated[int, typer.Option(help="Side of the middle that is taken of each photograph.")] = 128,
+    prior: Annotated[str, typer.Option(help="Name (unveil list priors) or .safetensors file.")] = "photos",
+    workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
+) -> None:
+    """Put the findings of the RED-diff paper to the test on photographs: a page with plots."""
+    from .app.study import cells, run
+
+    raise typer.Exit(run(Console(), out, cells(tasks or (), photos or (), size, prior), docs, workers))
+
+
+@bench.command("auto")
+def bench_auto(
+    results: Annotated[
+        Path | None,
+        typer.Argument(help="Results of unveil bench images; without them, only the cards are read anew."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Where to write (default: in the package, where auto reads it).", show_default=False),
+    ] = None,
+) -> None:
+    """Renew the measurements that solver="auto" picks from, from bench images and the solvers' cards."""
+    from .bench.images import newest, read
+    from .bench.measured import write_measured
+    from .solvers.auto import STORED
+
+    print(write_measured(None if results is None else newest(read(results)), out or STORED))
+
+
+@bench.command("overhead")
+def bench_overhead() -> None:
+    """Time the solvers against their own network calls."""
+    from .bench.overhead import main as run
+
+    raise typer.Exit(run([]))
