@@ -58,7 +58,7 @@ def test_names_of_different_kinds_do_not_clash():
 
 
 @pytest.mark.parametrize(
-    ("typo", "meant"), [("dsp", "dps"), ("DDRM", "ddrm"), ("reddiff", "red-diff"), ("pnpdm", "pnp-dm")]
+    ("typo", "meant"), [("mmsp", "mmps"), ("DDRM", "ddrm"), ("reddiff", "red-diff"), ("pnpdm", "pnp-dm")]
 )
 def test_did_you_mean(typo, meant):
     with pytest.raises(UnknownName) as error:

@@ -42,7 +42,7 @@ def test_the_device_is_the_first_gpu_if_there_is_one(monkeypatch):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_a_device_that_is_not_here_is_refused(unveil, photo, tmp_path):
     commands = (("restore", photo, "--task", "denoise", "--out", tmp_path / "a"), ("demo", "--out", tmp_path / "b"))
-    for words in (*commands, ("bench", "photos")):
+    for words in commands:
         status, text, err = unveil(*words, "--device", "cuda")
         assert (status, text, err.count("\n")) == (2, "", 1)
         assert "there is no device cuda here" in err

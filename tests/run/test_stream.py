@@ -22,6 +22,16 @@ from unveil.schedules import Schedule
 from unveil.solvers.base import Solver, State
 
 SHAPE = (2, 4, 4)
+LEARNT = {"batch": 2, "hidden": 2}
+SHORT = {
+    "aps": {**LEARNT, "batch": 4, "measurements": 2, "prior_steps": 2, "couplings": 1},
+    "daps": {"inner_steps": 2},
+    "davi": {**LEARNT, "batch": 4, "measurements": 2, "prior_steps": 2},
+    "score-prior": {**LEARNT, "couplings": 1, "ode_steps": 1},
+    "score-prior-surrogate": {**LEARNT, "couplings": 1},
+    "unveil-exact": {"prior_steps": 3, "oversampling": 2, "inner_steps": 2, "renoisings": 1, "langevins": 1},
+}
+"""Inner work of solvers that the tests here do not look at."""
 
 
 @pytest.fixture
@@ -307,8 +317,8 @@ def test_a_solver_that_does_not_fit_names_those_that_do(prior):
     assert "dps" in named
     assert "ddrm" not in named
     for name in named:
-        steps = {"daps": {"inner_steps": 2}}.get(name, {})
-        assert solve(problem, prior, unveil.get_solver(name, **steps), steps=2).status is Status.DONE
+        solver = unveil.get_solver(name, **SHORT.get(name, {}))
+        assert solve(problem, prior, solver, samples=solver.particles, steps=2).status is Status.DONE
 
 
 def test_needs_of_noise(prior):

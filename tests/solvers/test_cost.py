@@ -42,7 +42,7 @@ COUNTED = {
     "aps": {"batch": 16, "measurements": 4, "prior_steps": 5},
     "davi": {"batch": 16, "measurements": 4, "prior_steps": 5},
     "score-prior": {"batch": 8, "ode_steps": 2},
-    "score-prior-surrogate": {"batch": 8},
+    "score-prior-surrogate": {"batch": 64},
     "unveil-exact": {"prior_steps": 3, "oversampling": 2, "inner_steps": 2, "renoisings": 1, "langevins": 1},
 }
 """What the count of operations per network call can do without."""

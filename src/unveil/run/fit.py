@@ -4,21 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..errors import InputError
 from ..priors.base import Prior
 from ..problem import Problem
 from ..solvers.base import Solver, State
-from ..solvers.variational.fitted import Fitted, save_fit
 from .result import Result
 from .solve import OnStep, solve
 from .stream import Status, Stream
+
+if TYPE_CHECKING:
+    from ..solvers.variational.fitted import Fitted
 
 
 def fittable(solver: Solver | str) -> Fitted:
     """A solver that learns while it runs, by name or itself. Raises :class:`InputError` for every other."""
     from ..solvers import get_solver
     from ..solvers.variational import FITTED
+    from ..solvers.variational.fitted import Fitted
 
     made = get_solver(solver) if isinstance(solver, str) else solver
     if not isinstance(made, Fitted):
@@ -82,6 +86,8 @@ def fit(
     if result.status is Status.DIVERGED:
         raise InputError(f"the fit diverged: {result.reason}; try a smaller lr, or clip=1")
     if result.status is Status.DONE:
+        from ..solvers.variational.fitted import save_fit
+
         state, run = last[-1]
         save_fit(path, solver, run.problem, prior, state)
         there.unlink(missing_ok=True)
