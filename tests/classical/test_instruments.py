@@ -32,22 +32,6 @@ def error(x: torch.Tensor, truth: torch.Tensor = TRUTH) -> float:
     return float((x - truth).norm() / truth.norm())
 
 
-def test_total_variation_solves_its_problem() -> None:
-    """Without blur, and of two values: the minimiser of |y - x|^2 / 2 + w |x_1 - x_2| is known."""
-    y = torch.tensor([[[[0.0, 1.0]]]])
-    operator = Identity((1, 1, 2))
-    x = classic._primal_dual(operator, y, torch.zeros_like(y), 0.2, 1.0, 2000)
-    torch.testing.assert_close(x, torch.tensor([[[[0.2, 0.8]]]]), atol=1e-4, rtol=0)
-    x = classic._primal_dual(operator, y, torch.zeros_like(y), 0.7, 1.0, 2000)
-    torch.testing.assert_close(x, torch.tensor([[[[0.5, 0.5]]]]), atol=1e-4, rtol=0)
-
-
-def test_differences_and_their_transpose() -> None:
-    x, v = torch.rand(2, 1, 4, 5, dtype=torch.float64), torch.rand(2, 1, 4, 5, dtype=torch.float64)
-    for axis in (-2, -1):
-        torch.testing.assert_close((classic._forward(x, axis) * v).sum(), (x * classic._backward(v, axis)).sum())
-
-
 def test_tomography_from_few_noisy_views() -> None:
     A = ParallelBeam(views(16), (N, N))
     problem = Problem.simulate(TRUTH, A, 0.3)

@@ -1,4 +1,4 @@
-"""The page and the sheet of ``unveil bench images``: one table, and what every method makes of a photograph."""
+"""Pictures of the suites: page and sheet of ``unveil bench images``, and strips of ``unveil bench scenes``."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..bench import images
 from ..bench.images import CLASSICAL, COLUMNS, LARGER, TASKS, Row, averages, margin, shown
+from ..bench.scenes import SIDE, Shot
 from ..io.atomic import write_bytes
 from ..io.images import read_image
 from .report import Figure, Section, Table, page
@@ -181,3 +182,26 @@ def write_gallery(rows: Sequence[Row], path: Path) -> tuple[Path, Path]:
     folder = images.pictures_of(path)
     html = write_text(path.with_suffix(".html"), gallery(rows, folder))
     return html, write_bytes(path.with_suffix(".png"), encode(sheet(rows, folder)))
+
+
+# -- scenes ----------------------------------------------------------------------------------------------------------
+
+
+def strip(shot: Shot, path: Path) -> None:
+    """Write the pictures of a scene in a line with a word under each: a PNG, atomically."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    gap, text = 4, 16
+    height, width = shot.pictures["truth"].shape[1:]
+    scale = max(1, SIDE // width)
+    height, width = height * scale, width * scale
+    canvas = Image.new("RGB", (len(shot.pictures) * (width + gap) - gap, height + text), "white")
+    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(11)
+    for k, (name, picture) in enumerate(shot.pictures.items()):
+        values = (picture.expand(3, -1, -1) * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
+        tile = Image.fromarray(values).resize((width, height), Image.Resampling.NEAREST)
+        canvas.paste(tile, (k * (width + gap), 0))
+        draw.text((k * (width + gap), height + 1), name, "black", font)
+    out = BytesIO()
+    canvas.save(out, "PNG", optimize=True)
+    write_bytes(path, out.getvalue())

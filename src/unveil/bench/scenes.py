@@ -21,7 +21,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from io import BytesIO
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,8 @@ import torch
 from torch import Tensor
 
 from ..classical import instruments as classic
+from ..classical import variation
 from ..errors import UnveilError, unknown
-from ..io.atomic import write_bytes
 from ..io.images import read_image
 from ..io.ledger import Ledger, Row
 from ..metrics import psnr, ssim
@@ -158,31 +158,12 @@ def _variation(problem: Problem, x: Tensor) -> Tensor:
 
 
 def likeliest(problem: Problem, x: Tensor, steps: int = 200) -> Tensor:
-    """argmin of -log p(y | x) + w TV(x), rounded within 1e-3, with the best of five weights; for noise of any kind.
-
-    By Adam, from the middle of the range, each weight from the last one's image.
-    """
+    """Total variation for noise of any kind with the best of five weights, each from the last one's image."""
     tries, here = [], torch.full_like(problem.like, 0.5)
     for weight in (64.0, 32.0, 16.0, 8.0, 4.0):
-        m, v = torch.zeros_like(here), torch.zeros_like(here)
-        for k in range(1, steps + 1):
-            g = weight * _slope_of_variation(here) - problem.score(here)
-            m, v = torch.lerp(g, m, 0.9), torch.lerp(g * g, v, 0.99)
-            rate = 0.02 * (1 - k / (steps + 1))
-            here = here - rate * (m / (1 - 0.9**k)) / ((v / (1 - 0.99**k)).sqrt() + 1e-12)
+        here = variation.by_score(problem, weight, here, steps)
         tries.append(here)
     return nearest(tries, x)
-
-
-def _slope_of_variation(x: Tensor) -> Tensor:
-    """The gradient of the sum of sqrt(|gradient of x|^2 + 1e-6), jointly over channels."""
-    dy = torch.nn.functional.pad(x.diff(dim=-2), (0, 0, 0, 1))
-    dx = torch.nn.functional.pad(x.diff(dim=-1), (0, 1))
-    length = (dy.square() + dx.square()).sum(1, keepdim=True).add(1e-6).sqrt()
-    dy, dx = dy / length, dx / length
-    return -dy.diff(dim=-2, prepend=torch.zeros_like(dy[..., :1, :])) - dx.diff(
-        dim=-1, prepend=torch.zeros_like(dx[..., :1])
-    )
 
 
 def _smoothed(problem: Problem, x: Tensor) -> Tensor:
@@ -352,8 +333,15 @@ def solved(scene: str, image: str, solver: str, samples: int = SAMPLES, seed: in
         return Shot(row)
     row["chi2"] = None if result.misfit is None else float(result.misfit.mean())
     drawn = _drawn(result, this, x, problem)
-    rivals = {name: _turned(rival(problem, x), x, this)[0] for name, rival in this.rivals.items()}
+    rivals = by_hand(scene, image, seed)
     return Shot(row | scores(drawn, x, rivals), pictures(drawn, x, this.show(problem)[0], rivals))
+
+
+@lru_cache(maxsize=1)
+def by_hand(scene: str, image: str, seed: int = 0) -> dict[str, Tensor]:
+    """What the classical methods make of an image of a scene, [C, H, W] each."""
+    this, x, problem = find(scene), truth(scene, image), problem_of(scene, image, seed)
+    return {name: _turned(rival(problem, x), x, this)[0] for name, rival in this.rivals.items()}
 
 
 def _drawn(result: Result, scene: Scene, x: Tensor, problem: Problem) -> Tensor:
@@ -409,36 +397,16 @@ def pictures(drawn: Tensor, x: Tensor, data: Tensor, rivals: dict[str, Tensor]) 
     return {name: image.clamp(0, 1) for name, image in shown.items()}
 
 
-def strip(shot: Shot, path: Path) -> None:
-    """Write the pictures in a line with a word under each: a PNG, atomically."""
-    from PIL import Image, ImageDraw, ImageFont
-
-    gap, text = 4, 16
-    height, width = shot.pictures["truth"].shape[1:]
-    scale = max(1, SIDE // width)
-    height, width = height * scale, width * scale
-    canvas = Image.new("RGB", (len(shot.pictures) * (width + gap) - gap, height + text), "white")
-    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(11)
-    for k, (name, picture) in enumerate(shot.pictures.items()):
-        values = (picture.expand(3, -1, -1) * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
-        tile = Image.fromarray(values).resize((width, height), Image.Resampling.NEAREST)
-        canvas.paste(tile, (k * (width + gap), 0))
-        draw.text((k * (width + gap), height + 1), name, "black", font)
-    out = BytesIO()
-    canvas.save(out, "PNG", optimize=True)
-    write_bytes(path, out.getvalue())
-
-
 def run(
     path: Path,
-    folder: Path,
+    draw: Callable[[str, Shot], object],
     scenes: Sequence[str] = (),
     solvers: Sequence[str] = (),
     samples: int = SAMPLES,
     seed: int = 0,
     say: Callable[[str], object] = print,
 ) -> int:
-    """Measure what ``path`` lacks; a strip of the first image of a scene goes to ``folder``, of its best solver.
+    """Measure what ``path`` lacks; ``draw(scene, shot)`` gets the first image of a scene, by the best solver so far.
 
     Returns 1 if a run failed, else 0. Raises :class:`UnknownName` before anything is computed.
     """
@@ -457,7 +425,7 @@ def run(
                 shot = solved(name, image, solver, samples, seed)
                 before = [r["psnr"] for r in ledger.rows if r["scene"] == name and r["image"] == image and "psnr" in r]
                 if shot.pictures and image == scene.images[0] and shot.row["psnr"] > max(before, default=-math.inf):
-                    strip(shot, folder / f"{name}.png")
+                    draw(name, shot)
                 ledger.add(json.loads(json.dumps(shot.row)))
                 say(words(shot.row))
                 bad |= int(shot.row["status"] != "DONE")

@@ -12,9 +12,10 @@ from torch import Tensor
 from ..errors import InputError
 from ..problem import Problem
 from ..solvers.moves import regularised_inverse
+from . import variation
 
 METHODS = ("pseudo-inverse", "total variation", "BM3D plug-and-play")
-TV_WEIGHTS = (4.0, 8.0, 16.0, 32.0)
+TV_WEIGHTS = (2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
 """Weights of the total variation that are tried; without noise the weight means nothing, and one is enough."""
 PNP_STEPS = 6
 PNP_START, PNP_WEIGHT = 49 / 255, 0.23
@@ -40,47 +41,12 @@ def available() -> list[str]:
 
 
 def total_variation_best(problem: Problem, truth: Tensor, weights: Sequence[float] = TV_WEIGHTS) -> Tensor:
-    """:func:`total_variation` with the weight that comes nearest to the truth."""
+    """Total variation with the weight that comes nearest to the truth."""
     x, tries = regularised_inverse(problem), []  # the plain one of a blur is nothing but noise
     for weight in weights if problem.sigma_y else weights[:1]:
-        x = total_variation(problem, weight, x)
+        x = variation.by_prox(problem, weight, x)
         tries.append(x)
     return min(tries, key=lambda x: float((x - truth).square().sum()))
-
-
-def total_variation(problem: Problem, weight: float, start: Tensor, steps: int = 150) -> Tensor:
-    """argmin_x |y - A x|^2 / (2 sigma_y^2) + weight TV(x) for images [N, C, H, W]; A x = y without noise.
-
-    TV sums the lengths of the gradients over all channels together (Bresson and Chan 2008). By the primal-dual method
-    of Chambolle and Pock 2011 (J. Math. Imaging Vis. 40, 120, algorithm 1), from ``start``.
-    """
-    ratio = 3 * weight  # of dual to primal step: of the sizes of the two unknowns
-    tau, sigma = 1 / (ratio * math.sqrt(8)), ratio / math.sqrt(8)
-    x = ahead = start
-    p = start.new_zeros(2, *start.shape)
-    for _ in range(steps):
-        p = p + sigma * _gradient(ahead)
-        p = p / (p.square().sum((0, 2), keepdim=True).sqrt() / weight).clamp_min(1)
-        new = problem.prox(x + tau * _divergence(p), tau)
-        x, ahead = new, 2 * new - x
-    return x
-
-
-def _gradient(x: Tensor) -> Tensor:
-    out = x.new_zeros(2, *x.shape)
-    out[0, ..., :-1, :] = x[..., 1:, :] - x[..., :-1, :]
-    out[1, ..., :-1] = x[..., 1:] - x[..., :-1]
-    return out
-
-
-def _divergence(p: Tensor) -> Tensor:
-    """Minus the transpose of the gradient."""
-    out = torch.zeros_like(p[0])
-    out[..., :-1, :] += p[0, ..., :-1, :]
-    out[..., 1:, :] -= p[0, ..., :-1, :]
-    out[..., :-1] += p[1, ..., :-1]
-    out[..., 1:] -= p[1, ..., :-1]
-    return out
 
 
 def plug_and_play(problem: Problem, truth: Tensor, steps: int = PNP_STEPS) -> Tensor:

@@ -20,6 +20,7 @@ from ..operators.phase import FourierMagnitude, Padded
 from ..operators.tomography import Tomography
 from ..problem import Problem, squared_norm
 from ..rng import single
+from . import variation
 
 
 def zero_filled(problem: Problem) -> Tensor:
@@ -52,57 +53,9 @@ def total_variation(problem: Problem, sigma: float | None = None) -> Tensor:
     return before
 
 
-def variations(problem: Problem, sigma: float | None, steps: int = 250) -> Iterator[Tensor]:
-    """argmin_x |y - A x|^2 / 2 + w TV(x) [B, *shape] for weights w that halve, from 8 to 1/16 times what suits noise.
-
-    TV is isotropic over the axes of space, jointly over channels (Rudin, Osher, Fatemi 1992, Physica D 60, 259; the
-    primal-dual method of Chambolle and Pock 2011, J. Math. Imaging Vis. 40, 120, algorithm 1). Each goes on from the
-    one before: large weights are reached fast, and small ones, on operators that see little, hardly without them.
-    """
-    operator = linear(problem)
-    back = operator.adjoint(problem.y)
-    column = (squared_norm(operator(_probe(back))) / back[0].numel()).mean().sqrt()  # root mean square of columns
-    weights = [2.0**k * float(column * sigma) for k in range(3, -5, -1)] if sigma else [1e-3 * float(back.abs().max())]
-    norm, x = float(operator.norm(back)), zero_filled(problem)
-    for weight in weights:
-        x = _primal_dual(operator, problem.y, x, weight, norm, steps)
-        yield x
-
-
-def _primal_dual(operator: Linear, y: Tensor, x: Tensor, weight: float, norm: float, steps: int) -> Tensor:
-    axes = tuple(range(2 - x.ndim, 0))
-    scale = norm / (2 * len(axes) ** 0.5)  # gradients as large as the data term
-    size = (2 * norm**2) ** 0.5
-    tau = sigma = 0.99 / size
-    p, q = torch.zeros_like(y), [torch.zeros_like(x) for _ in axes]
-    ahead = x
-    for _ in range(steps):
-        p = (p + sigma * (operator(ahead) - y)) / (1 + sigma)
-        q = [v + sigma * scale * _forward(ahead, axis) for v, axis in zip(q, axes, strict=True)]
-        length = sum(v.square().sum(1, keepdim=True) for v in q)
-        assert isinstance(length, Tensor)
-        shrink = (length.sqrt() * scale / weight).clamp(min=1)
-        q = [v / shrink for v in q]
-        slope = operator.adjoint(p)
-        for v, axis in zip(q, axes, strict=True):
-            slope = slope + scale * _backward(v, axis)
-        new = x - tau * slope
-        ahead, x = 2 * new - x, new
-    return x
-
-
-def _forward(x: Tensor, axis: int) -> Tensor:
-    """Differences to the next neighbour, zero at the end."""
-    n = x.shape[axis]
-    return torch.cat([x.diff(dim=axis), torch.zeros_like(x.narrow(axis, n - 1, 1))], axis)
-
-
-def _backward(v: Tensor, axis: int) -> Tensor:
-    """The transpose of :func:`_forward`."""
-    n = v.shape[axis]
-    inner = v.narrow(axis, 0, n - 1)
-    edge = torch.zeros_like(v.narrow(axis, 0, 1))
-    return torch.cat([edge, inner], axis) - torch.cat([inner, edge], axis)
+def variations(problem: Problem, sigma: float | None) -> Iterator[Tensor]:
+    """Images [B, *shape] of a :func:`~unveil.classical.variation.path` of weights, from the zero-filled one."""
+    return variation.path(problem, linear(problem), zero_filled(problem), sigma)
 
 
 def sart(
@@ -228,10 +181,6 @@ def _inverse(x: Tensor) -> Tensor:
     """1 / x, zero where x is nearly."""
     small = 1e-6 * float(x.max())
     return torch.where(x > small, 1 / x.clamp(min=small if small > 0 else 1), 0)
-
-
-def _probe(like: Tensor) -> Tensor:
-    return single(0, like.shape[0], purpose="probe").normal(like)
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:

@@ -126,9 +126,13 @@ def bench_scenes(
     samples: Annotated[int, typer.Option(min=1, help="Samples of each posterior; calibration takes 19.")] = 19,
 ) -> None:
     """Reconstruct what instruments measure of known images, beside the classical methods of each instrument."""
-    from ..bench.scenes import run
+    from ..app.gallery import strip
+    from ..bench.scenes import Shot, run
 
-    raise typer.Exit(run(out, pictures, scene or (), solver or (), samples))
+    def draw(name: str, shot: Shot) -> None:
+        strip(shot, pictures / f"{name}.png")
+
+    raise typer.Exit(run(out, draw, scene or (), solver or (), samples))
 
 
 @bench.command("tradeoff")
