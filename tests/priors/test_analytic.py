@@ -98,9 +98,11 @@ def test_gaussian_denoiser_is_the_dense_formula(sigma: float) -> None:
     torch.testing.assert_close(prior.jacobian(x, sigma)[2], gain, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("name", ["mixture", "mixture diagonal", "mixture isotropic"])
 @pytest.mark.parametrize("sigma", [0.05, 0.5, 3.0])
-def test_mixture_denoiser_is_the_dense_formula(sigma: float) -> None:
-    prior, eye = mixture(), torch.eye(N, dtype=F64)
+def test_mixture_denoiser_is_the_dense_formula(name: str, sigma: float) -> None:
+    prior, eye = PRIORS[name], torch.eye(N, dtype=F64)
+    assert isinstance(prior, GaussianMixturePrior)
     x = noisy(prior, sigma)
     terms, logs = [], []
     for k, w in enumerate(prior.weights):

@@ -89,6 +89,7 @@ class GaussianMixturePrior(Prior):
         self.device = device
         self._top = float(variances.max())
         self._singular = float(variances.min()) == 0
+        self._round = components[2] is None and not self._singular and bool((variances == variances[:, :1]).all())
         self._casts: dict[tuple[torch.dtype, torch.device], Components] = {}
 
     def _like(
@@ -133,6 +134,10 @@ class GaussianMixturePrior(Prior):
     def denoise(self, x: Signals, sigma: Sigma) -> Signals:
         """sum_k r_k(x) D_k(x): the components' denoisers, weighted by their responsibilities for x."""
         flat = flat_rows(x, self.shape)
+        if self._is_round(flat):
+            wide, means, r, total, var = self._spheres(flat, sigma)
+            lost = r / total * var
+            return ((1 - lost.sum(1, keepdim=True)) * wide + lost @ means).to(x).reshape(x.shape)
         _, means, basis, _ = self._cast(flat)
         c, total, log_density = self._inside(flat, sigma)
         r = torch.softmax(log_density, 0)
@@ -143,6 +148,8 @@ class GaussianMixturePrior(Prior):
     def vjp(self, x: Signals, sigma: Sigma) -> tuple[Signals, Pullback]:
         # J = sum_k r_k G_k + sigma^2 sum_k r_k t_k t_k^T, with G_k the components' (constant) Jacobians and
         # t_k their scores minus the mixture's: symmetric
+        if self._is_round(x):
+            return self._spheres_vjp(x, sigma)
         with torch.no_grad():
             flat = flat_rows(x, self.shape)
             _, means, basis, _ = self._cast(flat)
@@ -163,6 +170,38 @@ class GaussianMixturePrior(Prior):
                 out = common * rows + var * (r * inner * spread).sum(0)
                 turned = _turn(rows.expand(r.shape[0], -1, -1), basis)
                 return (out + _back(weighted * turned, basis).sum(0)).reshape(v.shape)
+
+        return x0, pullback
+
+    # -- the denoiser of isotropic components: products of matrices, K times less memory; float64, for they cancel --
+
+    def _is_round(self, x: Tensor) -> bool:
+        return self._round and x.device.type != "mps"
+
+    def _spheres(self, flat: Tensor, sigma: Sigma) -> tuple[Tensor, Tensor, Tensor, Tensor, Sigma]:
+        """Rows [N, n], means [K, n], responsibilities and total variances [N, K], sigma^2; all in float64."""
+        x = flat.double()
+        log_weights, means, _, variances = self._cast(x)
+        var, v = noise_variance(sigma, x), variances[:, 0]
+        total = (v + var).expand(len(x), -1)
+        square = x.square().sum(1, keepdim=True) - 2 * x @ means.T + means.square().sum(1)
+        log_density = log_weights - 0.5 * (square / total + means.shape[1] * total.log())
+        return x, means, torch.softmax(log_density, 1), total, var
+
+    def _spheres_vjp(self, x: Tensor, sigma: Sigma) -> tuple[Tensor, Pullback]:
+        with torch.no_grad():
+            flat, means, r, total, var = self._spheres(flat_rows(x, self.shape), sigma)
+            lost = r / total * var
+            common = 1 - lost.sum(1, keepdim=True)
+            x0 = (common * flat + lost @ means).to(x).reshape(x.shape)
+
+        def pullback(v: Tensor) -> Tensor:
+            with torch.no_grad():
+                rows = flat_rows(v, self.shape).double()
+                along = (rows @ means.T - (flat * rows).sum(1, keepdim=True)) / total  # the scores times v
+                share = r * (along - (r * along).sum(1, keepdim=True)) / total
+                out = common * rows + var * (share @ means - share.sum(1, keepdim=True) * flat)
+                return out.to(v).reshape(v.shape)
 
         return x0, pullback
 
