@@ -128,6 +128,21 @@ def test_a_stream_serves_as_many_rows_as_it_has_keys():
         Rng(keys(0, 1)).normal(torch.empty(3, 4))
 
 
+def test_rows_together_share_the_stream_of_their_first():
+    """Independent among themselves, of the rows' own streams and of other measurements; the same in every batch."""
+    own, like = Rng(keys(0, 1, 2) + keys(0, 1, 2, seed=1), 4), torch.empty(6, 5000)
+    both = own.together(3)
+    x = both.normal(like)
+    assert torch.equal(x[3:], Rng(keys(0, 1, 2, seed=1), 4).together(3).normal(like[:3]))
+    assert torch.equal(x[:2], Rng(keys(0, 1), 4).together(2).normal(like[:2]))  # not of how many they are
+    assert float(torch.corrcoef(torch.cat([x, own.normal(like)])).fill_diagonal_(0).abs().max()) < 5 / 5000**0.5
+    mean = torch.tensor([1e4, 3.0, 0.5]).repeat(2)[:, None].expand(6, 2000)
+    torch.testing.assert_close(both.poisson(mean).mean(1), mean[:, 0], rtol=0.08, atol=0)
+    assert not torch.equal(x, both.normal(like))
+    with pytest.raises(InputError, match="4 samples"):
+        both.normal(like[:4])
+
+
 def test_values_do_not_change_between_versions():
     # recorded once: a change would silently change every result of every seed
     z = single(0).normal(torch.empty(1, 3, dtype=torch.float64))[0]

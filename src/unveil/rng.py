@@ -44,15 +44,21 @@ def _mix(*words: int) -> int:
 class Rng:
     """The random numbers of one step for the samples of one chunk.
 
-    ``keys`` holds a (seed, sample number) pair per row of the batch. The only thing that changes is ``draw``, the
-    number of draws made so far in this step.
+    ``keys`` holds a (seed, sample number) pair per row of the batch, or per ``rows`` neighbouring rows. The only thing
+    that changes is ``draw``, the number of draws made so far in this step.
     """
 
     keys: Sequence[tuple[int, int]]
     step: int = 0
     purpose: str = "run"
+    rows: int = 1
     draw: int = field(default=0, init=False)
     _philox: np.random.Philox | None = field(default=None, init=False, repr=False, compare=False)
+
+    def together(self, rows: int) -> Rng:
+        """One stream for every ``rows`` neighbouring rows, of the first one's key: for many particles of few values,
+        whose own streams cost more than their numbers."""
+        return Rng(self.keys[::rows], self.step, f"{self.purpose}, together", rows)
 
     def normal(self, like: Tensor) -> Tensor:
         """Independent N(0, 1) values, shaped, typed and placed as ``like`` [N, ...]; complex: E|z|^2 = 1."""
@@ -81,13 +87,13 @@ class Rng:
         """Values drawn with a parameter each: ``on_cpu`` from NumPy's generator, ``elsewhere`` from PyTorch's."""
         draw = self._next(parameter)
         rows = []
-        for row, key in zip(parameter, self.keys, strict=True):
+        for row, key in zip(torch.split(parameter, self.rows), self.keys, strict=True):
             if parameter.device.type == "cpu":
                 values = torch.as_tensor(on_cpu(self._numpy(key, draw), row.double().numpy()))
             else:
                 values = elsewhere(self._torch(key, draw, parameter.device), row)
             rows.append(values.to(parameter.dtype))
-        return torch.stack(rows)
+        return torch.cat(rows)
 
     def _fill(self, like: Tensor, kind: str) -> Tensor:
         draw = self._next(like)
@@ -97,10 +103,10 @@ class Rng:
             for row, key in enumerate(self.keys):
                 generator = self._numpy(key, draw)
                 fill = generator.standard_normal if kind == "normal" else generator.random
-                fill(dtype=dtype, out=rows[row : row + 1])
+                fill(dtype=dtype, out=rows[row * self.rows : (row + 1) * self.rows])
             return out
         for row, key in enumerate(self.keys):
-            view = out[row : row + 1]
+            view = out[row * self.rows : (row + 1) * self.rows]
             if kind == "normal":
                 view.normal_(generator=self._torch(key, draw, out.device))
             else:
@@ -109,8 +115,9 @@ class Rng:
 
     def _next(self, like: Tensor) -> int:
         """The number of a new draw for the rows of ``like``."""
-        if like.shape[0] != len(self.keys):
-            raise InputError(f"asked for noise of {like.shape[0]} samples, this stream has {len(self.keys)}")
+        n = len(self.keys) * self.rows
+        if like.shape[0] != n:
+            raise InputError(f"asked for noise of {like.shape[0]} samples, this stream has {n}")
         self.draw += 1
         return self.draw - 1
 

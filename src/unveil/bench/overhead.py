@@ -10,8 +10,9 @@ As a check that a solver does not make its network calls dearer than they need b
 plain loop over the same calls, before or after it in turns ("paired"). Two timings of one network differ by a tenth
 on a busy machine, so that only a lower quartile above PAIRED_LIMIT counts as a miss there.
 
-A second table times methods whose own loops are long, on one 256 x 256 image, and counts those loops too: their ratio
-must be at most LOOP_LIMIT.
+A second table has the particle methods with PARTICLES particles of one measurement: weights and resampling included,
+at most LIMIT. A third times methods whose own loops are long, on one 256 x 256 image, and counts those loops too: their
+ratio must be at most LOOP_LIMIT.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ LIMIT = 1.05
 PAIRED_LIMIT = 1.2
 LOOP_LIMIT = 1.2
 LOOP_SIZE = 256
+PARTICLES = 64
 SIZE = 64
 BATCH = 4
 WARM = 2
@@ -55,6 +57,7 @@ SHORT: dict[str, dict[str, Any]] = {
     "dcdp": {"purify_steps": 5},
     "pnp-dm": {"inner_steps": 5},
     "sitcom": {"inner_steps": 4},
+    "unveil-exact": {"prior_steps": 4, "oversampling": 2, "inner_steps": 4, "langevins": 1},
 }
 """Settings that shorten a step without changing what it does per network call."""
 
@@ -161,17 +164,18 @@ class Cost:
     """Network calls per step."""
 
 
-def measure(solver: Solver, task: str, problem: Problem, network: nn.Module, steps: int = 10) -> Cost:
-    """Time ``steps`` steps of a solver, each beside the plain loop over the same calls."""
+def measure(solver: Solver, task: str, problem: Problem, network: nn.Module, steps: int = 10, samples: int = 1) -> Cost:
+    """Time ``steps`` steps of a solver with ``samples`` to a measurement, each beside the plain loop of its calls."""
     clock = Clock()
     prior = as_prior(
         TimedNetwork(network, clock), predicts="edm", value_range=(-1.0, 1.0), shape=(3, None, None)
     ).in_range(0.0, 1.0)
-    x = torch.randn(problem.y.shape[0], *(problem.shape or ()), generator=torch.Generator().manual_seed(0))
+    rows = problem.y.shape[0] * samples
+    x = torch.randn(rows, *(problem.shape or ()), generator=torch.Generator().manual_seed(0))
     time = torch.zeros(x.shape[0])
     ratios, totals, paired, own, inner, calls = [], [], [], [], [], []
     schedule = solver.schedule(prior, steps + WARM)
-    runs = make_runs(problem, TimedPrior(prior, clock), schedule)
+    runs = make_runs(problem, TimedPrior(prior, clock), schedule, samples)
     token = watch.set(clock.in_loop)
     gc.collect()
     gc.disable()
@@ -228,6 +232,10 @@ def tasks() -> dict[str, Problem]:
     return {name: Problem.simulate(x, operator, Gaussian(0.05)) for name, operator in operators.items()}
 
 
+def _first(problem: Problem) -> Problem:
+    return problem.rows(slice(0, 1))
+
+
 def loop_tasks() -> list[tuple[str, Solver, Problem]]:
     """Methods with loops of their own, each on a blur of 61 x 61 pixels of a 256 x 256 colour image."""
     x = torch.rand(1, 3, LOOP_SIZE, LOOP_SIZE, generator=torch.Generator().manual_seed(0))
@@ -264,7 +272,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print a table, and return 1 if a solver costs more than LIMIT."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--solvers", nargs="+", default=[n for n in list_solvers() if n not in FITTED], metavar="NAME")
-    parser.add_argument("--tasks", nargs="+", default=["inpaint", "deblur"], choices=list(tasks()))
+    usual, known = ["inpaint", "deblur", "particles", "loops"], [*tasks(), "particles", "loops"]
+    parser.add_argument("--tasks", nargs="+", default=usual, choices=known)
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--folded", action="store_true", help="a network that is three times as quick")
     options = parser.parse_args(arguments)
@@ -276,9 +285,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     print(f"{'solver':9} {'task':9} {'calls':>6} {'ratio':>7} {'own':>8}  {'paired':17}  inner loops")
     missed = []
-    for task in options.tasks:
-        problem = tasks()[task]
-        for name in options.solvers:
+    for task, problem in tasks().items():
+        for name in options.solvers if task in options.tasks else []:
             solver = get_solver(name, **SHORT.get(name, {}))
             if solver.unfit(problem) is not None:
                 continue
@@ -295,9 +303,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         f"ratio: CPU time over that of the network calls in the run, at most {LIMIT}; own time and inner loops: per "
         "network call; paired: over a plain loop of the same calls, median and quartiles"
     )
+    problem = _first(tasks()["inpaint"])
+    smc = [n for n in options.solvers if get_solver(n).family == "smc" and get_solver(n).coupled]
+    print(f"\n{PARTICLES} particles of one measurement, inpaint; at most {LIMIT}")
+    for name in smc if "particles" in options.tasks else []:
+        solver = get_solver(name, **SHORT.get(name, {}))
+        if solver.unfit(problem) is None:
+            cost = measure(solver, "particles", problem, network, min(options.steps, 4), PARTICLES)
+            print(f"{name:13} {cost.calls:4.0f} {cost.ratio:7.3f} {cost.own:7.2f} ms", flush=True)
+            if cost.ratio > LIMIT:
+                missed.append(f"{name} with {PARTICLES} particles")
     print(f"\nwith their own loops, on {LOOP_SIZE} x {LOOP_SIZE} colour, batch 1; at most {LOOP_LIMIT}")
     for what, solver, problem in loop_tasks():
-        if solver.name not in options.solvers:
+        if solver.name not in options.solvers or "loops" not in options.tasks:
             continue
         cost = measure(solver, what, problem, network, min(options.steps, 5))
         print(f"{solver.name:9} {what:34} {cost.total:7.3f}", flush=True)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -19,7 +18,6 @@ from ...registry import register
 from ...rng import Rng
 from ...schedules import Schedule, karras
 from ..base import Run, Solver, State
-from ..moves import ddim, midway
 from .particles import exact, per_row, total
 
 BISECTIONS = 50
@@ -81,14 +79,14 @@ class UnveilExact(Solver):
     clean: ClassVar[bool] = True
     coupled: ClassVar[bool] = True
     particles: ClassVar[int] = 2
-    default_steps: ClassVar[int] = 20
+    default_steps: ClassVar[int] = 60
 
-    prior_steps: int = 60
-    oversampling: int = 8
-    inner_steps: int = 12
-    renoisings: int = 3
-    langevins: int = 6
-    ess: float = 0.5
+    prior_steps: int = 120
+    oversampling: int = 16
+    inner_steps: int = 36
+    renoisings: int = 1
+    langevins: int = 2
+    ess: float = 0.9
     sigma_min: float = 0.005
     rest: int = 4
 
@@ -111,6 +109,7 @@ class UnveilExact(Solver):
 
     def step(self, state: State, run: Run) -> State:
         aux, n = state.aux, run.samples
+        run = replace(run, rng=run.rng.together(n))
         clouds = [self._prior_draw(run) for _ in range(self.oversampling)] if state.i == 0 else [state.x]
         log_p = torch.cat([run.problem.log_likelihood(x).to(aux["beta"]).view(-1, n) for x in clouds], 1)
         # -- temper
@@ -132,7 +131,7 @@ class UnveilExact(Solver):
             "ancestors": aux["ancestors"].view(-1, n).gather(1, chosen % n).flatten(),
         }
         # -- move
-        x, log_p, sigma = self._renoise(x, log_p, books["beta"], aux["sigma"], run)
+        x, log_p, sigma = self._renoise(x, log_p, books["beta"], aux["sigma"], state.i, run)
         h = aux["h"]
         if self.langevins:
             x, h = self._langevin(x, log_p, books["beta"], h, run)
@@ -140,9 +139,8 @@ class UnveilExact(Solver):
 
     def _prior_draw(self, run: Run) -> Tensor:
         middle, top = sum(run.problem.value_range) / 2, run.schedule.sigmas[0]
-        low = self._low(run)
         x = middle + top * run.rng.normal(run.like)
-        return reverse(run.prior, x, karras(self.prior_steps, low, top), run.rng)
+        return reverse(run.prior, x, x.new_full((len(x),), top), self._low(run), self.prior_steps, run.rng)
 
     def _low(self, run: Run) -> float:
         return max(self.sigma_min * run.scale, run.prior.sigma_range[0])
@@ -159,14 +157,13 @@ class UnveilExact(Solver):
 
     @inner_loop
     def _renoise(
-        self, x: Tensor, log_p: Tensor, beta: Tensor, sigma: Tensor, run: Run
+        self, x: Tensor, log_p: Tensor, beta: Tensor, sigma: Tensor, i: int, run: Run
     ) -> tuple[Tensor, Tensor, Tensor]:
         low = self._low(run)
-        ratios = karras(self.inner_steps, 0.02, 1.0)
-        for k in range(self.renoisings):
+        for k in range(i * self.renoisings, (i + 1) * self.renoisings):
             level = (sigma * 2.0 ** (k % 3 - 1)).clamp(2 * low, run.schedule.sigmas[0])
             z = x + per_row(level, x) * run.rng.normal(x)
-            there = reverse(run.prior, z, ratios, run.rng, level)
+            there = reverse(run.prior, z, level, low, self.inner_steps, run.rng)
             log_there = run.problem.log_likelihood(there).to(beta)
             accept = run.rng.uniform(log_p).log() < beta * (log_there - log_p)
             x, log_p = torch.where(per_row(accept, x) > 0, there, x), torch.where(accept, log_there, log_p)
@@ -255,22 +252,22 @@ class Metric:
         return plain + self.weight * squared_norm(self.A(u))
 
 
-def reverse(prior: Prior, x: Tensor, levels: Schedule, rng: Rng, unit: Tensor | None = None) -> Tensor:
-    """The reverse diffusion (ancestral, second order) from x at the first level to 0; levels times ``unit`` [N]."""
-    state = State(x, x)
-    for i in range(len(levels)):
-        sigma, sigma_next = levels.pair(i)
-        x0 = prior.denoise(state.x, sigma if unit is None else sigma * unit)
-        ahead = midway(x0, state, levels)
-        if unit is None:
-            x = ddim(state.x, ahead, sigma, sigma_next, 1.0, rng)
-        else:
-            r = sigma_next / sigma
-            x = ahead + r**2 * (state.x - ahead)
-            if sigma_next:
-                x = x + per_row(unit, x) * (sigma_next * math.sqrt(1 - r**2)) * rng.normal(x)
-        state = state.next(x, x0)
-    return state.x0
+def reverse(prior: Prior, x: Tensor, top: Tensor, low: float, steps: int, rng: Rng) -> Tensor:
+    """The reverse diffusion from x at levels ``top`` [N] to 0, ancestral and of second order, in ``steps`` evaluations.
+
+    Levels are geometric down to ``low``, so that the estimate is carried on by half a step in every row alike
+    (:func:`~unveil.solvers.moves.midway`), and no part of the way is hurried over: chains that end at the prior only as
+    far as this does would drift.
+    """
+    sigma, before = top, None
+    r = (low / top) ** (1 / (steps - 1))
+    rows = per_row(r, x)
+    for _ in range(steps - 1):
+        x0 = prior.denoise(x, sigma)
+        ahead = x0 if before is None else torch.lerp(before, x0, 1.5)
+        sigma, before = sigma * r, x0
+        x = ahead + rows**2 * (x - ahead) + per_row(sigma, x) * (1 - rows**2).sqrt() * rng.normal(x)
+    return prior.denoise(x, sigma)
 
 
 def _power(log_p: Tensor, exponent: Tensor) -> Tensor:
