@@ -9,11 +9,14 @@ import torch
 import unveil
 from unveil import Gaussian, Poisson, Problem
 from unveil.bench.families import get_problem
+from unveil.bench.mixtures import Cell
 from unveil.errors import InputError
 from unveil.operators import Blur, Matrix, gaussian_kernel
 from unveil.operators.base import Linear, Operator
+from unveil.rng import Rng
 from unveil.run import Status, stream
 from unveil.solvers.smc.twist import blurred_likelihood
+from unveil.solvers.smc.unveil_exact import reverse
 
 PLANE = get_problem("plane-row-0.05")
 
@@ -226,3 +229,18 @@ def test_methods_that_need_noise_name_one_that_does_not():
     clean = Problem(PLANE.problem.y, PLANE.problem.operator, 0.0, value_range=(-1.0, 1.0))
     assert "mcgdiff" in unveil.get_solver("tds").unfit(clean)
     assert unveil.get_solver("mcgdiff").unfit(clean) is None
+
+
+@pytest.mark.parametrize(("steps", "right"), [(36, True), (8, False)])
+def test_renoised_and_denoised_again_draws_stay_draws_of_the_prior(steps, right):
+    """From far above the modes' distance, six times: a chain whose ends are not the prior's drifts to other modes."""
+    cell, n, low = Cell(8, 1, 2), 4000, 0.09
+    prior, (weights, means) = cell.prior(), cell.mixture()
+    x = prior.sample(n, 1)
+    for k in range(6):
+        rng = Rng([(0, j) for j in range(n)], k).together(n)
+        x = reverse(prior, x + 64 * rng.normal(x), x.new_full((n,), 64.0), low, steps, rng)
+    mode = torch.cdist(x.double(), means).argmin(1)
+    share = torch.bincount(mode, minlength=25) / n
+    assert (0.5 * float((share - weights).abs().sum()) < 0.045) == right  # of exact draws 0.02 to 0.03
+    assert (abs(float((x - means[mode]).std()) - 1) < 0.02) == right
