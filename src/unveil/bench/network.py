@@ -187,7 +187,7 @@ def loss(steps: int) -> bool:
     crops = [_crop(read_image(file)) for file in sorted(photos().glob("*.png"))]
     generator = torch.Generator().manual_seed(0)
     operators = {
-        "inpaint 70 %": Inpainting((torch.rand(1, 1, 128, 128, generator=generator) > 0.7).float()),
+        "inpaint 70 %": Inpainting((torch.rand(crops[0].shape[-2:], generator=generator) > 0.7).float()),
         "deblur": Blur(gaussian_kernel(2.0)),
         "superres x4": Downsample(4),
     }
