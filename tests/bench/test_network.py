@@ -9,7 +9,7 @@ from unveil.bench import network
 
 def test_the_loss_of_half_precision_is_measured_on_every_problem(monkeypatch, capsys):
     monkeypatch.setattr(network, "_crop", lambda image: image[0][None, :3, 96:128, 96:128])
-    assert network.loss(steps=2)
+    assert network.loss(steps=8)
     text = capsys.readouterr().out
     rows = re.findall(r"^(inpaint 70 %|deblur|superres x4) +(\d+\.\d+) +\S+ +(\S+) lost", text, re.M)
     assert len(rows) == 3
