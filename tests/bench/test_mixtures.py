@@ -51,6 +51,14 @@ def test_a_run_is_kept_row_by_row(tmp_path):
     assert "exact draws" in text
 
 
+def test_the_table_says_multiples_of_the_floor_on_the_same_problems():
+    row = {"solver": "a", "d": 8, "m": 1, "seed": 0, "nfe": 5, "vjps": 0, "sw1": 0.6, "floor": 0.2}
+    other = row | {"seed": 1, "sw1": 0.8, "floor": 0.3}
+    text = table([row, other, row | {"solver": "b", "sw1": 0.3}])
+    assert "(2.8) |" in text  # 0.7 / 0.25, of both problems
+    assert "| b | 5 | 0.30 (1.5) [1] |" in text
+
+
 def test_a_file_that_holds_something_else(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps({"a": 1}) + "\n")

@@ -188,12 +188,17 @@ def read(path: Path) -> list[Row]:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Markdown: per solver and cell the mean distance and its 95 % interval (Student's t), and the floor above them."""
+    """Markdown: per solver and cell the mean distance and its 95 % interval (Student's t), and the floor above them.
+
+    In round brackets the mean as a multiple of the floor on the same problems, in square ones how many these are, where
+    others have more.
+    """
     cells = sorted({(r["d"], r["m"]) for r in rows})
     head = "| solver | evaluations | " + " | ".join(f"d = {d}, m = {m}" for d, m in cells) + " |\n"
     out = head + "|---|--:|" + "--:|" * len(cells) + "\n"
     good = [r for r in rows if "sw1" in r]
     floors = {(r["d"], r["m"], r["seed"]): r["floor"] for r in good}
+    most = max((sum((d, m) == cell for d, m, _ in floors) for cell in cells), default=0)
     shown = [_interval([v for (d, m, _), v in floors.items() if (d, m) == cell]) for cell in cells]
     out += "| exact draws |  | " + " | ".join(shown) + " |\n"
     for solver in sorted({r["solver"] for r in good}):
@@ -201,9 +206,17 @@ def table(rows: Sequence[Row]) -> str:
         cost = f"{mean(r['nfe'] for r in its):.0f}"
         if any(r["vjps"] for r in its):
             cost += f" + {mean(r['vjps'] for r in its):.0f} vjp"
-        shown = [_interval([r["sw1"] for r in its if (r["d"], r["m"]) == cell]) for cell in cells]
+        shown = [_cell([r for r in its if (r["d"], r["m"]) == cell], most) for cell in cells]
         out += f"| {solver} | {cost} | " + " | ".join(shown) + " |\n"
     return out
+
+
+def _cell(rows: Sequence[Row], most: int) -> str:
+    if not rows:
+        return ""
+    values = [r["sw1"] for r in rows]
+    text = f"{_interval(values)} ({mean(values) / mean(r['floor'] for r in rows):.1f})"
+    return text if len(rows) == most else f"{text} [{len(rows)}]"
 
 
 def _interval(values: Sequence[float]) -> str:

@@ -24,7 +24,9 @@ The test of MCGDiff (Cardoso, Janati El Idrissi, Le Corff, Moulines 2024, arXiv 
 modes in d dimensions, m noisy linear measurements, a posterior in closed form. Few measurements leave several modes
 possible, and what is hard is how probable each one is. The distance is the sliced Wasserstein-1 distance of the
 samples to as many exact draws, a mean over problems with its 95 % confidence interval (Student's t); exact draws have
-the first line. Problems are drawn from seeds of ours, so that numbers of the paper compare in size only.
+the first line, and in round brackets is the mean as a multiple of theirs on the same problems. In square brackets: how
+many problems, where others have more. Problems are drawn from seeds of ours, so that numbers of the paper compare in
+size only.
 
 {tables}
 """
