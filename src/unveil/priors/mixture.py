@@ -135,9 +135,8 @@ class GaussianMixturePrior(Prior):
         """sum_k r_k(x) D_k(x): the components' denoisers, weighted by their responsibilities for x."""
         flat = flat_rows(x, self.shape)
         if self._is_round(flat):
-            wide, means, r, total, var = self._spheres(flat, sigma)
-            lost = r / total * var
-            return ((1 - lost.sum(1, keepdim=True)) * wide + lost @ means).to(x).reshape(x.shape)
+            wide, means, _, _, kept, lost, _ = self._spheres(flat, sigma)
+            return (kept * wide + lost @ means).to(x).reshape(x.shape)
         _, means, basis, _ = self._cast(flat)
         c, total, log_density = self._inside(flat, sigma)
         r = torch.softmax(log_density, 0)
@@ -178,29 +177,39 @@ class GaussianMixturePrior(Prior):
     def _is_round(self, x: Tensor) -> bool:
         return self._round and x.device.type != "mps"
 
-    def _spheres(self, flat: Tensor, sigma: Sigma) -> tuple[Tensor, Tensor, Tensor, Tensor, Sigma]:
-        """Rows [N, n], means [K, n], responsibilities and total variances [N, K], sigma^2; all in float64."""
+    def _spheres(self, flat: Tensor, sigma: Sigma) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Sigma]:
+        """Rows x [N, n], means m [K, n], responsibilities r and total variances [N, K], sigma^2, and what D is made of.
+
+        D(x) = kept x + lost m, kept [N, 1] and lost [N, K]: neither is 1 minus the other, which loses what is small.
+        """
         x = flat.double()
         log_weights, means, _, variances = self._cast(x)
         var, v = noise_variance(sigma, x), variances[:, 0]
         total = (v + var).expand(len(x), -1)
-        square = x.square().sum(1, keepdim=True) - 2 * x @ means.T + means.square().sum(1)
-        log_density = log_weights - 0.5 * (square / total + means.shape[1] * total.log())
-        return x, means, torch.softmax(log_density, 1), total, var
+        centre = self._mean.to(x)
+        c, m = x - centre, means - centre
+        square = c.square().sum(1, keepdim=True) - 2 * c @ m.T + m.square().sum(1)
+        r = torch.softmax(log_weights - 0.5 * (square / total + means.shape[1] * total.log()), 1)
+        lost = r / total * var
+        kept = (r / total * v).sum(1, keepdim=True)
+        kept = kept / (kept + lost.sum(1, keepdim=True))  # 1 to the bit without noise
+        return x, means, r, total, kept, lost, var
 
     def _spheres_vjp(self, x: Tensor, sigma: Sigma) -> tuple[Tensor, Pullback]:
         with torch.no_grad():
-            flat, means, r, total, var = self._spheres(flat_rows(x, self.shape), sigma)
-            lost = r / total * var
-            common = 1 - lost.sum(1, keepdim=True)
-            x0 = (common * flat + lost @ means).to(x).reshape(x.shape)
+            flat, means, r, total, kept, lost, var = self._spheres(flat_rows(x, self.shape), sigma)
+            x0 = (kept * flat + lost @ means).to(x).reshape(x.shape)
+            inverse = 1 / total
+            apart = inverse - (r * inverse).sum(1, keepdim=True)  # x, far larger than the means, cancels here alone
 
         def pullback(v: Tensor) -> Tensor:
             with torch.no_grad():
                 rows = flat_rows(v, self.shape).double()
-                along = (rows @ means.T - (flat * rows).sum(1, keepdim=True)) / total  # the scores times v
-                share = r * (along - (r * along).sum(1, keepdim=True)) / total
-                out = common * rows + var * (share @ means - share.sum(1, keepdim=True) * flat)
+                along = inverse * (rows @ means.T)
+                inner = along - (r * along).sum(1, keepdim=True) - apart * (flat * rows).sum(1, keepdim=True)
+                share = r * inner  # responsibilities times (score - mean score) times v
+                turn = (share * inverse) @ means - (share * apart).sum(1, keepdim=True) * flat
+                out = kept * rows + var * turn
                 return out.to(v).reshape(v.shape)
 
         return x0, pullback
