@@ -244,3 +244,10 @@ def test_renoised_and_denoised_again_draws_stay_draws_of_the_prior(steps, right)
     share = torch.bincount(mode, minlength=25) / n
     assert (0.5 * float((share - weights).abs().sum()) < 0.045) == right  # of exact draws 0.02 to 0.03
     assert (abs(float((x - means[mode]).std()) - 1) < 0.02) == right
+
+
+def test_one_evaluation_of_a_reverse_diffusion_is_the_denoiser():
+    prior = Cell(8, 1, 2).prior()
+    x, top = prior.sample(3, 1), torch.tensor([1.0, 2.0, 9.0])
+    there = reverse(prior, x, top, 0.09, 1, Rng([(0, j) for j in range(3)]))
+    torch.testing.assert_close(there, prior.denoise(x, top))

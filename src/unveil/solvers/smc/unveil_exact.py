@@ -266,7 +266,7 @@ def reverse(prior: Prior, x: Tensor, top: Tensor, low: float, steps: int, rng: R
     far as this does would drift.
     """
     sigma, before = top, None
-    r = (low / top) ** (1 / (steps - 1))
+    r = (low / top) ** (1 / max(steps - 1, 1))
     rows = per_row(r, x)
     for _ in range(steps - 1):
         x0 = prior.denoise(x, sigma)
