@@ -1,0 +1,85 @@
+"""The timing of solvers against one whose costs are known, and which tables the command prints."""
+
+from __future__ import annotations
+
+from time import process_time
+from typing import ClassVar
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from unveil.bench import overhead
+from unveil.numerics.inner import inner_loop
+from unveil.solvers.base import Run, Solver, State
+
+NETWORK, OWN, LOOP = 24e-3, 16e-3, 8e-3
+
+
+def burn(seconds: float) -> None:
+    end = process_time() + seconds
+    while process_time() < end:
+        pass
+
+
+class Slow(nn.Module):
+    """A network whose forward pass takes NETWORK seconds of the processor, whatever the machine."""
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        del time
+        burn(NETWORK)
+        return 0.1 * x
+
+
+@inner_loop
+def chain() -> None:
+    burn(LOOP)
+
+
+class Spender(Solver):
+    """Two network calls a step, OWN seconds beside them and LOOP in a loop of its own."""
+
+    name: ClassVar[str] = "spender"
+
+    def init(self, run: Run) -> State:
+        return State(torch.zeros_like(run.like), torch.zeros_like(run.like))
+
+    def step(self, state: State, run: Run) -> State:
+        for _ in range(2):
+            x0 = run.prior.denoise(state.x, run.schedule.sigmas[state.i])
+        burn(OWN)
+        chain()
+        return state.next(x0, x0)
+
+
+def test_known_costs_are_found() -> None:
+    problem = overhead._first(overhead.tasks()["inpaint"])
+    cost = overhead.measure(Spender(), "inpaint", problem, Slow(), steps=5)
+    assert cost.calls == 2
+    # on top comes what the wrappers of the prior cost: 0.2 ms a call, up to 1 on a busy machine
+    assert OWN / 2 * 1e3 <= cost.own < 1.25 * OWN / 2 * 1e3
+    assert 1 + OWN / (2 * NETWORK) <= cost.ratio < 1.08 + OWN / (2 * NETWORK)
+    assert 1 + (OWN + LOOP) / (2 * NETWORK) <= cost.total < 1.08 + (OWN + LOOP) / (2 * NETWORK)
+    assert cost.inner == {"chain": pytest.approx(LOOP / 2 * 1e3, rel=0.1)}
+    assert cost.paired[1] == pytest.approx(cost.ratio, rel=0.1)
+
+
+def test_particles_share_one_measurement(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def measured(solver: Solver, task: str, problem: object, network: object, steps: int, samples: int = 1) -> object:
+        del network
+        seen.append((solver.name, problem.y.shape[0], samples, steps))  # type: ignore[attr-defined]
+        return overhead.Cost(solver.name, task, 1.2, 1.2, (1.2, 1.2, 1.2), 1.0, {}, 1.0)
+
+    monkeypatch.setattr(overhead, "measure", measured)
+    status = overhead.main(["--tasks", "particles", "--solvers", "tds", "dps", "das", "--steps", "3"])
+    assert seen == [("tds", 1, 64, 3), ("das", 1, 64, 3)]  # dps has no particles
+    said = capsys.readouterr().out
+    assert status == 1
+    assert "missed: tds with 64 particles; das with 64 particles" in said
+    assert "inpaint; at most 1.05" in said
+    assert "inner loops" not in said
+    assert "256 x 256" not in said
+    assert overhead.main(["--tasks", "loops", "--solvers", "dps"]) == 0
+    assert "particles" not in capsys.readouterr().out
