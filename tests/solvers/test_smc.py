@@ -11,10 +11,11 @@ from unveil import Gaussian, Poisson, Problem
 from unveil.bench.families import get_problem
 from unveil.bench.mixtures import Cell
 from unveil.errors import InputError
-from unveil.operators import Blur, Matrix, gaussian_kernel
+from unveil.operators import Blur, Matrix, as_operator, gaussian_kernel
 from unveil.operators.base import Linear, Operator
 from unveil.rng import Rng
 from unveil.run import Status, stream
+from unveil.solvers.smc.metric import PSEUDO, Metric
 from unveil.solvers.smc.twist import blurred_likelihood
 from unveil.solvers.smc.unveil_exact import reverse
 
@@ -251,3 +252,28 @@ def test_one_evaluation_of_a_reverse_diffusion_is_the_denoiser():
     x, top = prior.sample(3, 1), torch.tensor([1.0, 2.0, 9.0])
     there = reverse(prior, x, top, 0.09, 1, Rng([(0, j) for j in range(3)]))
     torch.testing.assert_close(there, prior.denoise(x, top))
+
+
+@pytest.mark.parametrize("kind", ["spectral", "linear", "black box"])
+def test_the_metric_of_langevin_moves_is_one_matrix(kind):
+    """Applied, drawn from and measured by, it is (Q diag(1/v) Q^T + beta A^T A / sigma_y^2)^-1, made here densely."""
+    A, rows, few = randn(3, 5, seed=1), 20000, 5
+    spectral = Matrix(A)
+    operator = {"spectral": spectral, "linear": Plain(spectral, (5,)), "black box": as_operator(torch.sin, (5,))}[kind]
+    y = torch.zeros(rows + few, 5 if kind == "black box" else 3, dtype=torch.float64)
+    problem = Problem(y, operator, Gaussian(0.5), shape=(5,))
+    score = randn(rows + few, 5, seed=3) * torch.tensor([0.1, 1.0, 2.0, 5.0, 9.0], dtype=torch.float64)
+    beta = torch.cat([torch.full((rows,), 0.2), torch.ones(few)]).double()
+    u = randn(rows, 5, seed=5)
+    Q = spectral.V(torch.eye(5, dtype=torch.float64)).T if kind == "spectral" else torch.eye(5, dtype=torch.float64)
+    for part in (slice(0, rows), slice(rows, None)):  # two measurements, of many particles and of few
+        metric, n = Metric(problem.rows(part), score[part], beta[part], len(y[part])), len(y[part])
+        square = (score[part] @ Q).square().mean(0)
+        inverse = Q @ torch.diag((n * square + PSEUDO * square.mean()) / (n + PSEUDO)) @ Q.T
+        if kind != "black box":
+            inverse = inverse + beta[part][0] * A.T @ A / 0.25
+        torch.testing.assert_close(metric(u[:n]), torch.linalg.solve(inverse, u[:n].T).T, rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(metric.norm2(u[:n]), ((u[:n] @ inverse) * u[:n]).sum(1))
+        if n == rows:
+            white = metric.draw(u, Rng([(0, j) for j in range(n)]).together(n)) @ torch.linalg.cholesky(inverse)
+            assert float((torch.cov(white.T) - torch.eye(5)).abs().max()) < 0.04  # five times its standard error

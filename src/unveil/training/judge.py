@@ -74,9 +74,9 @@ def digits(
     Four fifths of the held-out images train it, the rest test it. `recognised`: share of samples without a label that
     one class has a probability over `confident` for (`recognised_real`: of the test images); `shares`: the least and
     the greatest share of a class among them; `right`: share of samples with a label that are taken for it, surely or
-    not; `recognised_guided`, `right_guided`: of samples with a label and `guidance` towards it; the Frechet distances
-    to the training images in the classifier's features are of the samples without label and of the held-out images
-    that it was not trained on, as many of each.
+    not; `recognised_guided`, `shares_guided`, `right_guided`: of samples with labels in turn and `guidance` towards
+    them; the Frechet distances to the training images in the classifier's features are of the samples without label and
+    of the held-out images that it was not trained on, as many of each.
     """
     unseen, known = crops.held_out_crops(pack, 32)
     labels = known["label"]
@@ -95,7 +95,10 @@ def digits(
     given = sample(task, network, (count, 1, 32, 32), conditions=label, seed=2)
     guided = judge(sample(task, network, (count, 1, 32, 32), conditions=label, guidance=guidance, seed=3)).softmax(1)
     chances = judge(free).softmax(1)
-    shares = torch.bincount(chances.argmax(1), minlength=classes) / count
+
+    def shares(chances: Tensor) -> list[float]:
+        found = torch.bincount(chances.argmax(1), minlength=classes) / len(chances)
+        return [round(float(found.min()), 4), round(float(found.max()), 4)]
 
     def recognised(chances: Tensor) -> float:
         return round(float((chances.amax(1) > confident).float().mean()), 4)
@@ -105,10 +108,11 @@ def digits(
         "classifier_accuracy": round(accuracy, 4),
         "recognised": recognised(chances),
         "recognised_real": recognised(judge(unseen[testing]).softmax(1)),
-        "shares": [round(float(shares.min()), 4), round(float(shares.max()), 4)],
+        "shares": shares(chances),
         "right": round(float((judge(given).argmax(1) == asked).float().mean()), 4),
         "guidance": guidance,
         "recognised_guided": recognised(guided),
+        "shares_guided": shares(guided),
         "right_guided": round(float((guided.argmax(1) == asked).float().mean()), 4),
         "frechet": round(frechet(features[0], features[1][: len(features[2])]), 2),
         "frechet_real": round(frechet(features[0], features[2]), 2),

@@ -8,16 +8,15 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ...numerics.cg import cg
 from ...numerics.inner import inner_loop
 from ...numerics.resampling import ancestors, effective_size, normalise
-from ...operators.base import Linear, Spectral
 from ...priors.base import Prior
-from ...problem import Problem, squared_norm
+from ...problem import Problem
 from ...registry import register
 from ...rng import Rng
 from ...schedules import Schedule, karras
 from ..base import Run, Solver, State
+from .metric import Metric
 from .particles import exact, per_row, total
 
 BISECTIONS = 50
@@ -41,10 +40,11 @@ class UnveilExact(Solver):
     1. *Renoise, denoise*: z = x + s eps, x' from the reverse diffusion that starts at (z, s). The pair (x, x') is
        exchangeable under the prior, so x' is accepted with probability min(1, (p(y | x') / p(y | x))^beta): for any
        likelihood, without gradients. s follows the acceptance rate.
-    2. *Langevin* proposals x' = x + h^2 / 2 P grad + h P^(1/2) eps, with P = (I / v + beta A^T A / sigma_y^2)^-1 for
-       linear operators and Gaussian noise, else v I. The test needs log p(x') - log p(x), which no denoiser gives,
-       but its gradient (D(x, sigma) - x) / sigma^2 at a small sigma is known everywhere, and integrated along the
-       segment by Gauss-Lobatto quadrature. h follows the acceptance rate, v = n / E|grad log p|^2.
+    2. *Langevin* proposals x' = x + h^2 / 2 P grad + h P^(1/2) eps, P = (Q diag(1 / v) Q^T + beta A^T A / sigma_y^2)^-1
+       for linear operators and Gaussian noise, without data's term for others. The test needs log p(x') - log p(x),
+       which no denoiser gives, but its gradient (D(x, sigma) - x) / sigma^2 at a small sigma is known everywhere, and
+       integrated along the segment by Gauss-Lobatto quadrature. h follows the acceptance rate, and 1 / v is the mean
+       square of the gradient over the particles, per coordinate (:class:`~unveil.solvers.smc.metric.Metric`).
 
     Exact as particles, stages and the evaluations of a reverse diffusion grow; smoothed by ``sigma_min``. The
     product of mean weights estimates the evidence p(y).
@@ -91,7 +91,7 @@ class UnveilExact(Solver):
     oversampling: int = 16
     inner_steps: int = 36
     renoisings: int = 1
-    langevins: int = 2
+    langevins: int = 8
     ess: float = 0.9
     sigma_min: float = 0.005
     rest: int = 4
@@ -179,16 +179,14 @@ class UnveilExact(Solver):
 
     @inner_loop
     def _langevin(self, x: Tensor, log_p: Tensor, beta: Tensor, h: Tensor, run: Run) -> tuple[Tensor, Tensor]:
-        problem, n = run.problem, x[0].numel()
-        level = self._low(run)
+        problem, level = run.problem, self._low(run)
 
         def slope(x: Tensor) -> Tensor:
             return (run.prior.denoise(x, level) - x).div_(level**2)
 
         temper = per_row(beta.to(x), x)
         s = slope(x)
-        v = n / squared_norm(s).view(-1, run.samples).mean(1).repeat_interleave(run.samples)
-        metric = Metric(problem, v, beta.to(x))
+        metric = Metric(problem, s, beta, run.samples)
         g = s + temper * problem.score(x)
         for _ in range(self.langevins):
             hx = per_row(h, x)
@@ -214,48 +212,6 @@ class UnveilExact(Solver):
             rate = accept.to(h).view(-1, run.samples).mean(1).repeat_interleave(run.samples)
             h = (h * (0.5 * (rate - 0.57)).exp()).clamp_max(2.0)
         return x, h
-
-
-class Metric:
-    """P = (I / v + beta A^T A / sigma_y^2)^-1 per row, v [N], beta [N]; v I where A or the noise does not allow it."""
-
-    def __init__(self, problem: Problem, v: Tensor, beta: Tensor) -> None:
-        self.A, self.v, self.steps = problem.operator, v, problem.cg_steps
-        self.weight = beta / problem.sigma_y**2 if problem.noise.sigma and isinstance(self.A, Linear) else None
-
-    def __call__(self, u: Tensor) -> Tensor:
-        """P u."""
-        if self.weight is None:
-            return per_row(self.v, u) * u
-        A, v, w = self.A, per_row(self.v, u), per_row(self.weight, u)
-        if isinstance(A, Spectral):
-            c = A.Vt(u)
-            return A.V(c * self._gains(A, c))
-        assert isinstance(A, Linear)
-        return cg(lambda x: x / v + w * A.normal(x), u, steps=self.steps)
-
-    def draw(self, like: Tensor, rng: Rng) -> Tensor:
-        """A draw from N(0, P): in general P (eps / sqrt(v) + sqrt(beta) A^T eps' / sigma_y)."""
-        A, v = self.A, per_row(self.v, like)
-        if self.weight is None:
-            return v.sqrt() * rng.normal(like)
-        if isinstance(A, Spectral):
-            c = A.Vt(like)
-            return A.V(rng.normal(c) * self._gains(A, c).sqrt())
-        assert isinstance(A, Linear)
-        noise = rng.normal(A(like))
-        return self(rng.normal(like) / v.sqrt() + A.adjoint(per_row(self.weight, noise).sqrt() * noise))
-
-    def _gains(self, A: Spectral, c: Tensor) -> Tensor:
-        assert self.weight is not None
-        return 1 / (1 / per_row(self.v, c) + per_row(self.weight, c) * A.s(c) ** 2)
-
-    def norm2(self, u: Tensor) -> Tensor:
-        """u^T P^-1 u per row."""
-        plain = squared_norm(u) / self.v
-        if self.weight is None:
-            return plain
-        return plain + self.weight * squared_norm(self.A(u))
 
 
 def reverse(prior: Prior, x: Tensor, top: Tensor, low: float, steps: int, rng: Rng) -> Tensor:

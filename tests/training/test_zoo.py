@@ -1,4 +1,4 @@
-"""The shipped photo prior is the file that its card describes, and denoises as well as when it was measured."""
+"""The priors that ship are the files that their cards describe, and denoise as well as when they were measured."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from unveil.training.recipe import Recipe, read_card
 
 PACKAGE = Path(unveil.__file__).parent
 ZOO = PACKAGE / "priors" / "zoo"
+NAMES = sorted(f.stem for f in ZOO.glob("*.toml"))
 
 
 def photographs() -> torch.Tensor:
@@ -28,9 +29,11 @@ def photographs() -> torch.Tensor:
     return torch.from_numpy(stack).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def test_the_card_describes_the_file() -> None:
-    card = read_card(ZOO / "photos.toml")
+@pytest.mark.parametrize("name", NAMES)
+def test_the_card_describes_the_file(name: str) -> None:
+    card = read_card(ZOO / f"{name}.toml")
     file = ZOO / card["file"]
+    assert card["name"] == name
     assert checksum(file) == card["sha256"]
     assert file.stat().st_size < 15e6
     network, meta = load_network(file)
@@ -42,8 +45,14 @@ def test_the_card_describes_the_file() -> None:
     assert meta["sigma_range"] == list(recipe.sigma_range) == card["sigma_range"]
     assert card["run"]["images_seen"] == recipe.steps * recipe.batch * recipe.workers
     assert card["run"]["steps"] == recipe.steps
-    notice = (ZOO / "NOTICE.photos.txt").read_text()
-    assert all(source["package"] in notice for source in card["data"]["source"])
+    assert card["run"]["command"] == f"unveil train {name}.toml --out RUN"
+    assert card["weaknesses"]
+    notice = (ZOO / f"NOTICE.{name}.txt").read_text()
+    assert all(source["package"] in notice for source in card["data"].get("source", []))
+
+
+def test_the_zoo_is_small() -> None:
+    assert sum(f.stat().st_size for f in ZOO.iterdir()) < 45e6
 
 
 @pytest.mark.parametrize(("level", "measured"), [(25, 29.61), (50, 26.37)])
