@@ -25,6 +25,7 @@ from PIL import Image
 from unveil.cli import main
 from unveil.errors import CheckpointError, InputError, UnknownName
 from unveil.priors import RectifiedFlow, as_prior, load_prior
+from unveil.priors.loaders import ZOO
 from unveil.priors.networks.autoencoder import Autoencoder
 from unveil.priors.networks.unet import UNet
 from unveil.priors.networks.velocity import VelocityUNet
@@ -486,8 +487,8 @@ def test_a_card_for_a_folder(tmp_path: Path) -> None:
 
 
 def test_every_card_that_ships_can_be_read() -> None:
-    cards = sorted(CARDS.glob("*.toml"))
-    assert {"digits", "phantoms", "brain", "photos-flow", "emoji"} <= {c.stem for c in cards}
+    cards = sorted([*CARDS.glob("*.toml"), *ZOO.glob("*.toml")])
+    assert {"photos", "digits", "phantoms", "brain", "photos-flow", "emoji"} <= {c.stem for c in cards}
     for path in cards:
         card = read_card(path)
         recipe = Recipe.from_table(card["training"])

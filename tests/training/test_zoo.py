@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 import unveil
+from unveil.io.images import read_image
 from unveil.training import edm
 from unveil.training.data import checksum
 from unveil.training.evaluate import noisy
@@ -62,6 +63,16 @@ def test_denoising_on_the_test_photographs(level: int, measured: float) -> None:
     x = noisy(truth, level)
     clean = torch.cat([edm.denoise(network, x[k : k + 1], level / 127.5) for k in range(4)])
     assert abs(float(edm.psnr(clean, truth).mean()) - measured) < 0.05
+
+
+def test_denoising_of_a_head_that_was_never_trained_on() -> None:
+    planes = [
+        read_image(PACKAGE / "data" / "heads" / f"{plane}.png")[0][:1] for plane in ("axial", "coronal", "sagittal")
+    ]
+    truth = torch.stack(planes) * 2 - 1
+    network, meta = load_network(ZOO / "brain.safetensors")
+    clean = edm.denoise(network, noisy(truth, 25), 25 / 127.5, meta["sigma_data"])
+    assert abs(float(edm.psnr(clean, truth).mean()) - 28.31) < 0.05
 
 
 def test_stable_over_the_whole_range_of_noise() -> None:

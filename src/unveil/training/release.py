@@ -81,8 +81,13 @@ def card_text(start: str, header: dict[str, Any], run: dict[str, Any], results: 
     body = start[cut:]
     for key in ("steps", "decay_steps", "warmup_from"):  # --steps may have changed them on the way
         body = re.sub(rf"^{key} = \d+$", f"{key} = {getattr(steps, key)}", body, flags=re.M)
-    middle = tomli_w.dumps({"run": run, "results": results})
-    return f"{start[:cut].rstrip()}\n{tomli_w.dumps(header)}\n{middle}\n{body}"
+    made, middle = (_on_one_line(tomli_w.dumps(t)) for t in (header, {"run": run, "results": results}))
+    return f"{start[:cut].rstrip()}\n{made}\n{middle}\n{body}"
+
+
+def _on_one_line(toml: str) -> str:
+    """TOML with each of its arrays on one line."""
+    return re.sub(r"\[\n([^\[\]]*),\n\]", lambda m: "[" + ", ".join(m[1].split(",\n")).replace("    ", "") + "]", toml)
 
 
 def figure(

@@ -55,11 +55,10 @@ class UnveilExact(Solver):
     Langevin moves go on when renoising is no longer accepted. What decides is that a reverse diffusion ends at the
     prior. With 12 evaluations, and levels that fall from s to a fiftieth of it, chains of them drifted towards the
     middle modes: ten times the floor in one problem of 8 dimensions, whatever ``oversampling``. Many small stages
-    (``ess=0.9``) weigh modes better than few large ones with as many moves. docs/mixtures.md has what this form
-    reaches, for each cell: 0.9 to 1.1 times the floor in 8 dimensions (20 problems of each kind), 0.9 to 1.4 in 80
-    (three of each kind); of two problems of 800 that were run, one came to 2.3 times the floor and one to 1.1. On the
-    ruler it is at the floor, or within a third of it, but for one problem, that of colours measured by their mean
-    alone, where it is slow to move along what is not measured: 2.8 times the floor.
+    (``ess=0.9``) weigh modes better than few large ones with as many moves. On the ruler (`unveil bench exact`) it is
+    within a fifth of the floor on every problem; with two Langevin moves of one width for all coordinates it was 2.8
+    times the floor where colours are measured by their mean alone, and much of the signal is not measured. What it
+    reaches on the mixtures, cell by cell, is in docs/mixtures.md.
 
     Two other frames were tried with the same moves and 1000 particles. Annealed importance weights (150 stages without
     resampling, 6570 evaluations) came to 0.9 and 1.0 times the floor on two problems of 8 dimensions with m = 1, and to
