@@ -206,6 +206,50 @@ def test_a_flow_is_fine_tuned_from_a_file(tmp_path: Path) -> None:
         train(write(tmp_path / "d.toml", **tables, training=training), tmp_path / "d", say=data.quiet)
 
 
+def test_a_training_in_two_stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tables = {"network": {"channels": 1, **TINY}, "data": {"kind": "ellipses"}}
+    last = {**QUICK, "checkpoint_minutes": 0, "steps": 1, "seed": 5, "lr_muon": 0.0, "lr_adam": 1e-12}
+    first = {"steps": 2, "seed": 6, "lr_adam": 1e-3}
+    card = write(tmp_path / "two.toml", **tables, training={**last, "first": first})
+    said: list[str] = []
+    train(card, tmp_path / "two", data=tmp_path, say=said.append)
+    assert any("first stage, 2 steps" in line for line in said)
+    one = write(tmp_path / "one.toml", **tables, training={**last, **first})
+    train(one, tmp_path / "one", data=tmp_path, say=data.quiet)
+
+    def weights(run: Path) -> dict[str, torch.Tensor]:
+        network: dict[str, torch.Tensor] = load_network(export(run, tmp_path / "w.safetensors", "w"))[0].state_dict()
+        return network
+
+    for key, value in weights(tmp_path / "one").items():
+        assert torch.equal(weights(tmp_path / "two" / "first")[key], value)  # the keys of both tables count
+        torch.testing.assert_close(weights(tmp_path / "two")[key], value, atol=1e-3, rtol=1e-3)
+    # stopped within either stage it goes on there, to the same end
+    stopped = tmp_path / "stopped"
+    with pytest.raises(InputError, match=r"no checkpoint in .*first to resume"):
+        train(card, stopped, data=tmp_path, resume=True, say=data.quiet)
+    step = _Worker.gradient_step
+    for resume in (False, True):  # one step each, of the first stage
+        allowed = [1]
+
+        def breaking(self: _Worker, allowed: list[int] = allowed) -> torch.Tensor:
+            if not allowed[0]:
+                raise KeyboardInterrupt
+            allowed[0] -= 1
+            return step(self)
+
+        monkeypatch.setattr(_Worker, "gradient_step", breaking)
+        with pytest.raises(KeyboardInterrupt):
+            train(card, stopped, data=tmp_path, resume=resume, say=data.quiet)
+    monkeypatch.setattr(_Worker, "gradient_step", step)
+    assert checkpoint.newest(stopped) is None
+    train(card, stopped, data=tmp_path, resume=True, say=data.quiet)
+    for key, value in weights(tmp_path / "two").items():
+        assert torch.equal(weights(stopped)[key], value)
+    with pytest.raises(InputError, match="holds a run already"):
+        train(card, stopped, data=tmp_path, say=data.quiet)
+
+
 def test_phantoms_are_flat_differ_and_hold_some_out() -> None:
     images = np.stack([phantom(64, np.random.default_rng(k)) for k in range(20)])
     assert images.min() >= 0

@@ -25,7 +25,7 @@ class Recipe:
     """The `[training]` table of a card. All but `checkpoint_minutes` counts steps, never seconds."""
 
     objective: str = "edm"  # "edm", a denoiser; "flow", a velocity; "autoencoder"
-    start: str = ""  # weights to begin with: the name of a prior of the zoo, or a file
+    start: str = ""  # weights to begin with: the name of a prior of the zoo, a file, or the folder of a run
     steps: int = 1000
     batch: int = 16  # crops per worker and step
     size: int = 64  # side of the crops
@@ -68,13 +68,24 @@ class Recipe:
 
     @classmethod
     def from_table(cls, table: Mapping[str, Any]) -> Recipe:
-        """Build from a card's table. Raises InputError for an unknown key."""
+        """Build from a card's table, of its last stage (see `first_stage`). Raises InputError for an unknown key."""
+        table = {k: v for k, v in table.items() if k != "first"}
         known = {f.name for f in fields(cls)}
         unknown = sorted(set(table) - known)
         if unknown:
             raise InputError(f"[training] does not know {unknown}: it knows {sorted(known)}.")
         values: dict[str, Any] = {k: tuple(v) if k == "sigma_range" else v for k, v in table.items()}
         return cls(**values)
+
+
+def first_stage(table: Mapping[str, Any]) -> Recipe | None:
+    """The recipe of a training's first stage: of the keys in `[training.first]`, others as in `[training]`.
+
+    The training of such a card goes on from its weights. None for a card without.
+    """
+    if "first" not in table:
+        return None
+    return Recipe.from_table({**table, **table["first"]})
 
 
 def read_card(path: Path) -> dict[str, Any]:

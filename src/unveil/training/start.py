@@ -1,4 +1,4 @@
-"""Weights to begin a training with: those of a prior of the zoo, or of a file."""
+"""Weights to begin a training with: those of a prior of the zoo, of a file, or of another run."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from torch import nn
 
 from ..errors import InputError
 from ..priors.loaders import ZOO
+from . import checkpoint
 from .export import read_weights
 
 
@@ -21,12 +22,17 @@ def find_weights(name: str, key: str) -> Path:
 
 
 def load_start(network: nn.Module, start: str) -> None:
-    """Copy the weights of a prior (by name or path of a .safetensors file) into a network of the same layers.
+    """Copy weights into a network of the same layers: of a prior, by name or path of a .safetensors file, or the
+    averaged ones of a run, by its folder.
 
     Raises InputError for a file that is missing or does not fit.
     """
-    path = find_weights(start, "[training] start")
-    state, _ = read_weights(path)
+    last = checkpoint.newest(Path(start)) if Path(start).is_dir() else None
+    if last is not None:
+        path, state = last, checkpoint.read_part(last, "shared")["average"]
+    else:
+        path = find_weights(start, "[training] start")
+        state, _ = read_weights(path)
     own = network.state_dict()
     shapes = [{k: v.shape for k, v in weights.items()} for weights in (own, state)]
     wrong = sorted(k for k in own.keys() | state.keys() if shapes[0].get(k) != shapes[1].get(k))

@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ from ..io.atomic import append_line
 from . import checkpoint
 from .objectives import objective, validate
 from .optim import MuonAdam
-from .recipe import Recipe, draw_sigma, rate_factor, read_card, replan
+from .recipe import Recipe, draw_sigma, first_stage, rate_factor, read_card, replan
 from .sources import open_source
 from .start import load_start
 
@@ -61,7 +62,8 @@ def train(
 
     Args:
         card: TOML with `[network]`, `[data]` (see `training.data`) and `[training]` (`recipe.Recipe`) tables.
-        out: folder for checkpoints, `log.jsonl` and the plan.
+        out: folder for checkpoints, `log.jsonl` and the plan; those of a first stage (`[training.first]`) go to its
+            folder `first`.
         resume: go on from the newest checkpoint in `out`; without it `out` must hold none.
         data: cache folder of packages and packed images.
         steps: another total of steps than the card's; on resume the learning rate anneals from where it is.
@@ -70,7 +72,38 @@ def train(
     Raises InputError for a bad card or folder or a full disk, CheckpointError for a checkpoint that does not fit.
     """
     tables = read_card(card)
-    recipe = Recipe.from_table(tables.get("training", {}))
+    table = tables.get("training", {})
+    recipe, first = Recipe.from_table(table), first_stage(table)
+    stage = partial(_stage, card, tables, data=data, device=device, say=say)
+    if first is not None:
+        before = out / "first"
+        recipe = replace(recipe, start=str(before))
+        if checkpoint.newest(out) is None:
+            if not (resume and _finished(before, first)):
+                say(f"first stage, {first.steps} steps, in {before}")
+                stage(first, before, resume)
+            resume = False
+    return stage(recipe, out, resume, steps)
+
+
+def _finished(run: Path, recipe: Recipe) -> bool:
+    last = checkpoint.newest(run)
+    return last is not None and int(checkpoint.read_part(last, "shared")["step"]) >= recipe.steps
+
+
+def _stage(
+    card: Path,
+    tables: dict[str, Any],
+    recipe: Recipe,
+    out: Path,
+    resume: bool,
+    steps: int | None = None,
+    *,
+    data: Path | None,
+    device: str,
+    say: Callable[[str], None],
+) -> Path:
+    """`train` for one recipe."""
     launched = int(os.environ.get("WORLD_SIZE", "0")) if "RANK" in os.environ else 0  # by torchrun or accelerate
     if launched:
         recipe = replace(recipe, workers=launched)
