@@ -25,7 +25,7 @@ class Metric:
     def __init__(self, problem: Problem, score: Tensor, beta: Tensor, samples: int) -> None:
         self.A, self.steps = problem.operator, problem.cg_steps
         self.weight = beta / problem.sigma_y**2 if problem.noise.sigma and isinstance(self.A, Linear) else None
-        square = self._to(score).square().unflatten(0, (-1, samples)).mean(1)
+        square = self._to(score).square().reshape(-1, samples, *score.shape[1:]).mean(1)
         pooled = per_row(square.flatten(1).mean(1), square)
         v = (samples + PSEUDO) / (samples * square + PSEUDO * pooled)
         self.v = v.repeat_interleave(samples, 0)
@@ -55,7 +55,8 @@ class Metric:
     def _gains(self) -> Tensor:
         if self.weight is None or not isinstance(self.A, Spectral):
             return self.v
-        return 1 / (1 / self.v + per_row(self.weight, self.v) * self.A.s(self.v) ** 2)
+        inverse: Tensor = 1 / self.v + per_row(self.weight, self.v) * self.A.s(self.v) ** 2
+        return 1 / inverse
 
     def _to(self, u: Tensor) -> Tensor:
         return self.A.Vt(u) if isinstance(self.A, Spectral) else u
