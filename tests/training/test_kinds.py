@@ -224,6 +224,8 @@ def test_a_training_in_two_stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     for key, value in weights(tmp_path / "one").items():
         assert torch.equal(weights(tmp_path / "two" / "first")[key], value)  # the keys of both tables count
         torch.testing.assert_close(weights(tmp_path / "two")[key], value, atol=1e-3, rtol=1e-3)
+    made = release_module.run_table(tmp_path / "two", card)
+    assert (made["steps"], made["images_seen"], made["first"]["steps"], made["first"]["images_seen"]) == (1, 2, 2, 4)
     # stopped within either stage it goes on there, to the same end
     stopped = tmp_path / "stopped"
     with pytest.raises(InputError, match=r"no checkpoint in .*first to resume"):

@@ -56,7 +56,7 @@ def test_the_zoo_is_small() -> None:
     assert sum(f.stat().st_size for f in ZOO.iterdir()) < 45e6
 
 
-@pytest.mark.parametrize(("level", "measured"), [(25, 29.61), (50, 26.37)])
+@pytest.mark.parametrize(("level", "measured"), [(25, 29.65), (50, 26.41)])
 def test_denoising_on_the_test_photographs(level: int, measured: float) -> None:
     network, _ = load_network(ZOO / "photos.safetensors")
     truth = photographs()

@@ -40,25 +40,33 @@ from .sources import Images, Source, open_source
 PACKAGES = ("torch", "numpy", "pillow", "transformers")
 
 
-def run_table(shared: dict[str, Any], workers: list[dict[str, Any]], card: Path) -> dict[str, Any]:
-    """The `[run]` table of a card: what the training was."""
-    recipe = shared["recipe"]
+def run_table(run: Path, card: Path) -> dict[str, Any]:
+    """The `[run]` table of a card: what the training in the folder `run` was, and its first stage if it has one."""
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
             versions[package] = version(package)
         except PackageNotFoundError:
             continue
-    table: dict[str, Any] = {
-        "command": f"unveil train {card.name} --out RUN",
-        "steps": shared["step"],
-        "images_seen": shared["step"] * recipe["batch"] * recipe["workers"],
+    table = {"command": f"unveil train {card.name} --out RUN", **_effort(run)}
+    commit = _commit()
+    table |= {"commit": commit} if commit else {}
+    first = {"first": _effort(run / "first")} if checkpoint.newest(run / "first") else {}
+    return {**table, "versions": versions, **first}
+
+
+def _effort(run: Path) -> dict[str, Any]:
+    folder = checkpoint.newest(run)
+    assert folder is not None
+    shared = checkpoint.read_part(folder, "shared")
+    steps, recipe = shared["step"], shared["recipe"]
+    workers = [checkpoint.read_part(folder, f"worker-{k}") for k in range(recipe["workers"])]
+    return {
+        "steps": steps,
+        "images_seen": steps * recipe["batch"] * recipe["workers"],
         "wall_hours": round(shared["seconds"] / 3600, 2),
         "cpu_hours": round(sum(w["cpu_seconds"] for w in workers) / 3600, 2),
-        "versions": versions,
     }
-    commit = _commit()
-    return {**table, "commit": commit} if commit else table
 
 
 def _commit() -> str:
@@ -78,9 +86,12 @@ def card_text(start: str, header: dict[str, Any], run: dict[str, Any], results: 
     """The text of a card: the one that the training was started with, with its header and two tables added."""
     first = re.search(r"^\[", start, re.M)
     cut = first.start() if first else len(start)
-    body = start[cut:]
+    body, mark, training = start[cut:].partition("[training]\n")
+    end = re.search(r"^\[", training, re.M)  # of [training.first] nothing has changed
+    training, rest = (training[: end.start()], training[end.start() :]) if end else (training, "")
     for key in ("steps", "decay_steps", "warmup_from"):  # --steps may have changed them on the way
-        body = re.sub(rf"^{key} = \d+$", f"{key} = {getattr(steps, key)}", body, flags=re.M)
+        training = re.sub(rf"^{key} = \d+$", f"{key} = {getattr(steps, key)}", training, flags=re.M)
+    body += mark + training + rest
     made, middle = (_on_one_line(tomli_w.dumps(t)) for t in (header, {"run": run, "results": results}))
     return f"{start[:cut].rstrip()}\n{made}\n{middle}\n{body}"
 
@@ -184,8 +195,7 @@ def release(
         "file": f"{name}.safetensors",
         "sha256": data.checksum(weights),
     }
-    parts = [checkpoint.read_part(folder, f"worker-{k}") for k in range(recipe.workers)]
-    text = card_text(card.read_text(encoding="utf-8"), header, run_table(shared, parts, card), results, recipe)
+    text = card_text(card.read_text(encoding="utf-8"), header, run_table(run, card), results, recipe)
     write_text(zoo / f"NOTICE.{name}.txt", notice(tables, cache))
     written = write_text(zoo / f"{name}.toml", text)
     export(run, zoo / f"{name}.safetensors", name, _texts(source, tables, zoo))
