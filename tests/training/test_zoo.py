@@ -103,7 +103,7 @@ def test_stable_over_the_whole_range_of_noise(name: str) -> None:
 
 
 def test_digits_know_their_labels() -> None:
-    """The denoiser of pure noise with a label is the mean of a class: guided samples are nearest to that of their own."""
+    """With a label, the denoiser of pure noise is the mean of a class: guided samples are nearest to their own."""
     prior = unveil.load_prior("digits")
     labels, top = range(10), prior.sigma_range[1]
     means = torch.cat([prior.given(label=k).denoise(torch.zeros(1, 1, 32, 32), top) for k in labels])
