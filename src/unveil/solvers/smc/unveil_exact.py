@@ -63,8 +63,8 @@ class UnveilExact(Solver):
     Two other frames were tried with the same moves and 1000 particles. Annealed importance weights (150 stages without
     resampling, 6570 evaluations) came to 0.9 and 1.0 times the floor on two problems of 8 dimensions with m = 1, and to
     2.1 and 1.1 on two of 80 with m = 2, where this form, with two Langevin moves, came to 1.1 and 0.9: the effective
-    sample size was 72 on the harder one. Replica exchange (eight temperatures, 60 sweeps, 25 380 evaluations) came to 0.7 and 1.1 on the former,
-    and to 3.3 on the harder of the latter, where too few states came down from the prior.
+    sample size was 72 on the harder one. Replica exchange (eight temperatures, 60 sweeps, 25 380 evaluations) came to
+    0.7 and 1.1 on the former, and to 3.3 on the harder of the latter, where too few states came down from the prior.
 
     prior_steps, oversampling
         Evaluations of a draw from the prior, and how many are drawn for every particle that is kept.
