@@ -8,6 +8,7 @@ import resource
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from unveil.training import checkpoint, edm
 from unveil.training.data import quiet
 from unveil.training.export import export, load_network
 from unveil.training.optim import MuonAdam, orthogonalise
-from unveil.training.recipe import Recipe, draw_sigma, rate_factor, replan
+from unveil.training.recipe import Recipe, draw_sigma, first_stage, rate_factor, replan
 from unveil.training.train import _Worker, train
 
 
@@ -127,6 +128,24 @@ def test_wrong_use_is_refused(card: Path, tmp_path: Path) -> None:
     card.write_text(card.read_text().replace("batch = 4", "bach = 4"))
     with pytest.raises(InputError, match="does not know \\['bach'\\]"):
         train(card, tmp_path / "other", **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("table", "words"),
+    [
+        ({"steps": "many"}, "steps is a value like 1000, not 'many'"),
+        ({"steps": 2.5}, "steps is a value like 1000, not 2.5"),
+        ({"fixed_size": 1}, "fixed_size is a value like False, not 1"),
+        ({"sigma_range": 3}, r"sigma_range is a value like \(0.002, 80.0\), not 3"),
+        ({"first": 3}, r"\[training.first\] is a table of keys and values, not 3"),
+        ({"first": {"speed": 3}}, r"does not know \['speed'\]"),
+        (3, r"\[training\] is a table of keys and values, not 3"),
+    ],
+)
+def test_values_of_the_wrong_kind_are_refused(table: Any, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        Recipe.from_table(table)
+        first_stage(table)
 
 
 def test_checkpoints_are_complete_or_absent(tmp_path: Path) -> None:

@@ -68,13 +68,22 @@ class Recipe:
 
     @classmethod
     def from_table(cls, table: Mapping[str, Any]) -> Recipe:
-        """Build from a card's table, of its last stage (see `first_stage`). Raises InputError for an unknown key."""
+        """Build from a card's table, of its last stage (see `first_stage`).
+
+        Raises InputError for an unknown key or a value of another kind than the key's.
+        """
+        if not isinstance(table, Mapping):
+            raise InputError(f"[training] is a table of keys and values, not {table!r}.")
         table = {k: v for k, v in table.items() if k != "first"}
         known = {f.name for f in fields(cls)}
         unknown = sorted(set(table) - known)
         if unknown:
             raise InputError(f"[training] does not know {unknown}: it knows {sorted(known)}.")
-        values: dict[str, Any] = {k: tuple(v) if k == "sigma_range" else v for k, v in table.items()}
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in table.items()}
+        for f in fields(cls):
+            kind, value = type(f.default), values.get(f.name, f.default)
+            if type(value) is not kind and not (kind is float and type(value) is int):
+                raise InputError(f"[training] {f.name} is a value like {f.default!r}, not {value!r}.")
         return cls(**values)
 
 
@@ -85,6 +94,8 @@ def first_stage(table: Mapping[str, Any]) -> Recipe | None:
     """
     if "first" not in table:
         return None
+    if not isinstance(table["first"], Mapping):
+        raise InputError(f"[training.first] is a table of keys and values, not {table['first']!r}.")
     return Recipe.from_table({**table, **table["first"]})
 
 
