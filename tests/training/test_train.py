@@ -143,9 +143,12 @@ def test_wrong_use_is_refused(card: Path, tmp_path: Path) -> None:
     ],
 )
 def test_values_of_the_wrong_kind_are_refused(table: Any, words: str) -> None:
-    with pytest.raises(InputError, match=words):
+    def stages() -> None:
         Recipe.from_table(table)
         first_stage(table)
+
+    with pytest.raises(InputError, match=words):
+        stages()
 
 
 def test_checkpoints_are_complete_or_absent(tmp_path: Path) -> None:
