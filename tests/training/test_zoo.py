@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 import unveil
+from unveil.errors import InputError
 from unveil.io.images import read_image
 from unveil.priors import Guided
 from unveil.training import edm
@@ -110,3 +111,9 @@ def test_digits_know_their_labels() -> None:
     x = torch.cat([unveil.sample(Guided(prior.given(label=k), prior, 2.0), 2, "heun", steps=12) for k in labels])
     found = torch.cdist(x.flatten(1), means.flatten(1)).argmin(1)
     assert int((found == torch.arange(10).repeat_interleave(2)).sum()) >= 16  # this classifier is right on four of five
+
+
+@pytest.mark.parametrize("label", [10, -1, torch.tensor([3, 12])])
+def test_labels_that_were_not_learnt_are_refused(label: int | torch.Tensor) -> None:
+    with pytest.raises(InputError, match="the network knows labels 0 to 9, not (10|-1|12)"):
+        unveil.load_prior("digits").given(label=label)

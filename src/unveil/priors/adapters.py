@@ -57,6 +57,8 @@ class NetworkPrior(Prior):
     variance: Variance | None = None
     condition: Mapping[str, Any] = field(default_factory=dict)
     texts: Callable[[str], Tensor] | None = None
+    classes: int = 0
+    """The number of labels, where it is known."""
     _memo: dict[str, str] = field(default_factory=dict, repr=False)
 
     def denoise(self, x: Signals, sigma: Sigma) -> Signals:
@@ -157,14 +159,21 @@ class NetworkPrior(Prior):
         A tensor has a batch axis, of one row (for every sample) or of as many rows as x; an integer or a
         float becomes a tensor [N]; a text becomes its embedding, if the prior has ``texts``; anything else is handed on
         as it is.
+
+        Raises :class:`InputError` for a condition that the network does not take, or a label that it has not learnt.
         """
+        label = condition.get("label")
+        if self.classes and label is not None:
+            strange = [k for k in torch.as_tensor(label).flatten().tolist() if k not in range(self.classes)]
+            if strange:
+                raise InputError(f"the network knows labels 0 to {self.classes - 1}, not {strange[0]}")
         if self.texts is not None:
             condition = {k: self.texts(v) if isinstance(v, str) else v for k, v in condition.items()}
         if self.conditions is not None:
-            strange = sorted(set(condition) - set(self.conditions))
-            if strange:
+            unknown = sorted(set(condition) - set(self.conditions))
+            if unknown:
                 known = ", ".join(self.conditions) or "none"
-                raise InputError(f"the network takes no condition '{strange[0]}': it takes {known}")
+                raise InputError(f"the network takes no condition '{unknown[0]}': it takes {known}")
         return replace(self, condition={**self.condition, **condition})
 
     def to(self, device: torch.device | str) -> NetworkPrior:

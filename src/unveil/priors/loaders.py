@@ -201,6 +201,7 @@ def _read(path: Path, sha256: str | None = None, options: Mapping[str, Any] | No
         conditions=tuple(c for c, key in (("label", "classes"), ("text", "texts")) if config.get(key)),
         name=header.get("name") or path.stem,
     )
+    prior = replace(prior, classes=config.get("classes") or 0)
     if "texts" in header:
         from .texts import Texts
 
