@@ -199,9 +199,10 @@ def test_a_prior_that_ships_loads_and_has_a_card(name: str) -> None:
     prior = load_prior(name)
     assert prior_card(name)["name"] == name
     assert prior.value_range == (0.0, 1.0)
-    grey = torch.full((1, *(s or 16 for s in prior.shape)), 0.5)
-    noise = torch.randn(grey.shape, generator=torch.Generator().manual_seed(0))
-    error = prior.denoise(grey + 0.1 * noise, 0.1) - grey  # a flat grey image is the simplest one
+    # the simplest image: flat grey, or for priors of whole images black, which is their background
+    flat = torch.full((1, *(s or 16 for s in prior.shape)), 0.5 if None in prior.shape else 0.0)
+    noise = torch.randn(flat.shape, generator=torch.Generator().manual_seed(0))
+    error = prior.denoise(flat + 0.1 * noise, 0.1) - flat
     assert float(error.square().mean().sqrt()) < 0.05
 
 
