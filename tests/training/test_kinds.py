@@ -39,6 +39,7 @@ from unveil.training.recipe import Recipe, read_card
 from unveil.training.release import release
 from unveil.training.samples import sample
 from unveil.training.sources import open_source
+from unveil.training.start import load_start
 from unveil.training.train import _Worker, train
 from unveil.training.volumes import Slices, read_nifti
 
@@ -250,6 +251,16 @@ def test_a_training_in_two_stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert torch.equal(weights(stopped)[key], value)
     with pytest.raises(InputError, match="holds a run already"):
         train(card, stopped, data=tmp_path, say=data.quiet)
+
+
+def test_a_prior_of_the_zoo_goes_before_a_folder_of_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "phantoms" / "step-1").mkdir(parents=True)
+    meta = read_card(ZOO / "phantoms.toml")["network"]
+    network = UNet(**meta)
+    load_start(network, "phantoms")
+    shipped = load_network(ZOO / "phantoms.safetensors")[0].state_dict()
+    assert all(torch.equal(value, shipped[key]) for key, value in network.state_dict().items())
 
 
 def test_phantoms_are_flat_differ_and_hold_some_out() -> None:
@@ -592,14 +603,15 @@ def test_bad_kinds_are_named(tmp_path: Path) -> None:
         data.build({"channels": 1, "source": [source]}, tmp_path, data.quiet)
 
 
-def test_processes_of_a_launcher_train_together_and_resume_as_many(tmp_path: Path) -> None:
+@pytest.mark.parametrize("first", [{}, {"first": {"steps": 2}}])
+def test_processes_of_a_launcher_train_together_and_resume_as_many(tmp_path: Path, first: dict[str, Any]) -> None:
     card = write(
         tmp_path / "card.toml", network={"channels": 1, **TINY}, data={"kind": "ellipses"},
-        training={**QUICK, "checkpoint_minutes": 0.0},
+        training={**QUICK, "checkpoint_minutes": 0.0, **first},
     )  # fmt: skip
     script = "import sys; from unveil.cli import main; sys.exit(main(sys.argv[1:]))"
     words = [sys.executable, "-c", script, "train", str(card), "--out", str(tmp_path / "run"), "--cache", str(tmp_path)]
-    environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29561", "WORLD_SIZE": "2"}
+    environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(29561 + len(first)), "WORLD_SIZE": "2"}
     environment |= {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     started = [subprocess.Popen(words, env={**environment, "RANK": str(k)}, stderr=subprocess.PIPE) for k in range(2)]
     said = [process.communicate(timeout=240)[1].decode() for process in started]
@@ -607,5 +619,6 @@ def test_processes_of_a_launcher_train_together_and_resume_as_many(tmp_path: Pat
     parts = [checkpoint.read_part(tmp_path / "run" / "step-4", f"worker-{k}")["network"] for k in range(2)]
     assert all(torch.equal(parts[0][k], parts[1][k]) for k in parts[0])
     assert checkpoint.read_part(tmp_path / "run" / "step-4", "shared")["recipe"]["workers"] == 2
+    assert (tmp_path / "run" / "first" / "step-2").is_dir() == bool(first)
     with pytest.raises(CheckpointError, match="started with 2 workers, not 1"):
         train(card, tmp_path / "run", resume=True, data=tmp_path, steps=6, say=data.quiet)

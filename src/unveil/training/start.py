@@ -22,12 +22,13 @@ def find_weights(name: str, key: str) -> Path:
 
 
 def load_start(network: nn.Module, start: str) -> None:
-    """Copy weights into a network of the same layers: of a prior, by name or path of a .safetensors file, or the
-    averaged ones of a run, by its folder.
+    """Copy weights into a network of the same layers: of a prior of the zoo, by name, the averaged ones of a run, by
+    its folder, or those of a .safetensors file.
 
     Raises InputError for a file that is missing or does not fit.
     """
-    last = checkpoint.newest(Path(start)) if Path(start).is_dir() else None
+    ships = (ZOO / f"{start}.safetensors").is_file()  # a folder here may have the name of a prior
+    last = None if ships else checkpoint.newest(Path(start))
     if last is not None:
         path, state = last, checkpoint.read_part(last, "shared")["average"]
     else:

@@ -83,7 +83,10 @@ def train(
                 say(f"first stage, {first.steps} steps, in {before}")
                 stage(first, before, resume)
             resume = False
-    return stage(recipe, out, resume, steps)
+    last = stage(recipe, out, resume, steps)
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    return last
 
 
 def _finished(run: Path, recipe: Recipe) -> bool:
@@ -176,7 +179,8 @@ Words = tuple[Recipe, dict[str, Any], Path, "Path | None", "Path | None", str]
 def _work_launched(words: Words, say: Callable[[str], None]) -> None:
     """As one of the processes that a launcher has started; they find each other through its environment variables."""
     recipe, tables, out, _, cache, device = words
-    dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=timedelta(hours=12))
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=timedelta(hours=12))
     rank = dist.get_rank()
     if rank == 0:
         _tidy(out)
@@ -414,4 +418,5 @@ def _work(
             print(line + scores, file=sys.stderr, flush=True)
     if together:
         dist.barrier()
-        dist.destroy_process_group()
+        if rendezvous is not None:  # processes of a launcher stay together for the next stage
+            dist.destroy_process_group()
