@@ -16,7 +16,7 @@ from torch import Tensor
 from ..errors import InputError
 from ..io.atomic import write_bytes
 from ..io.images import encode
-from ..priors import Guided, Prior, load_prior
+from ..priors import Autoencoder, Guided, Prior, load_autoencoder, load_prior
 from ..run.sample import sample
 from .device import pick
 
@@ -41,6 +41,8 @@ class Wanted:
 def draw(wanted: Wanted, out: Path, quiet: bool = False) -> list[str]:
     """Draw samples and write them, a sheet of images as .png or all values as .npy; returns what to tell the user.
 
+    Latents go through their autoencoder for a sheet, and are written as they are for .npy.
+
     Raises :class:`InputError`, before anything is computed, for a file that exists, a prior whose samples are no images
     where a sheet is asked for, a size or a condition that the prior does not take.
     """
@@ -51,8 +53,7 @@ def draw(wanted: Wanted, out: Path, quiet: bool = False) -> list[str]:
     device = pick(wanted.device)
     plain = load_prior(wanted.prior).to(device)
     shape = _shape(plain, wanted.size)
-    if out.suffix.lower() == ".png" and (len(shape) != 3 or shape[0] not in (1, 3)):
-        raise InputError(f"samples of {wanted.prior} have shape {shape}, no images: write them to a .npy file")
+    coder = _decoder(wanted.prior, shape) if out.suffix.lower() == ".png" else None
     prior = _conditioned(plain, wanted)
     started = time.monotonic()
     with Progress(disable=quiet, transient=True) as progress:
@@ -76,7 +77,9 @@ def draw(wanted: Wanted, out: Path, quiet: bool = False) -> list[str]:
         np.save(buffer, x.numpy())
         write_bytes(out, buffer.getvalue())
     else:
-        write_bytes(out, encode(sheet((x - lo) / (hi - lo))))
+        parts = torch.split(x, wanted.chunk)
+        images = (x - lo) / (hi - lo) if coder is None else torch.cat([coder.decode(z) for z in parts])
+        write_bytes(out, encode(sheet(images)))
     return [f"wrote {out}: {wanted.count} samples of {wanted.prior} in {time.monotonic() - started:.1f} s"]
 
 
@@ -90,6 +93,18 @@ def sheet(images: Tensor, gap: int = 2) -> Tensor:
         top, left = k // columns * (height + gap), k % columns * (width + gap)
         out[:, top : top + height, left : left + width] = image.clamp(0, 1)
     return out
+
+
+def _decoder(name: str, shape: tuple[int, ...]) -> Autoencoder | None:
+    """What makes images of a prior's samples, None for images."""
+    if len(shape) == 3 and shape[0] in (1, 3):
+        return None
+    try:
+        return load_autoencoder(name)
+    except InputError as error:
+        raise InputError(
+            f"samples of {name} have shape {shape}, no images: write them to a .npy file ({error})"
+        ) from None
 
 
 def _shape(prior: Prior, size: str | None) -> tuple[int, ...]:

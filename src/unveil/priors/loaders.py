@@ -90,6 +90,8 @@ def load_prior(
         prior = _folder(path, sha256, options)
     elif is_file or isinstance(name_or_path, Path):
         prior = _read(path, sha256, options)
+    elif (ZOO / f"{text}.safetensors").is_file():
+        prior = _read(ZOO / f"{text}.safetensors")  # an autoencoder, which is refused there
     elif (ZOO / f"{text}.toml").is_file():
         raise InputError(f"prior '{text}' has a card, but no weights beside it in {ZOO}: reinstall unveil")
     else:
@@ -180,7 +182,7 @@ def _read(path: Path, sha256: str | None = None, options: Mapping[str, Any] | No
 
         return _as_image(read_foreign(weights, options or {}))
     _no_options(f"{path}, a file of this library's own format,", options or {})
-    header = _header(weights)
+    header = read_header(weights)
     _check_header(path, header)
     try:
         module = _network(header["network"])(**header["config"])
@@ -209,7 +211,10 @@ def _read(path: Path, sha256: str | None = None, options: Mapping[str, Any] | No
     return prior if "latent" in header else prior.in_range(*FILE_RANGE)  # codes are not pictures
 
 
-def _header(weights: Weights) -> dict[str, Any]:
+def read_header(weights: Weights) -> dict[str, Any]:
+    """What a file of this library's own format says of itself. Raises :class:`InputError` for another."""
+    if "unveil" not in weights.metadata:
+        raise InputError(f"{weights.path} is not a file of this library: it has no metadata 'unveil'")
     try:
         header = json.loads(weights.metadata["unveil"])
     except json.JSONDecodeError as error:
@@ -229,7 +234,9 @@ def _check_header(path: Path, header: Mapping[str, Any]) -> None:
     if missing:
         raise InputError(f"{path}: the metadata lacks {', '.join(missing)}")
     if header["predicts"] == "code":
-        raise InputError(f"{path} holds an autoencoder, not a prior: name the prior of its latents")
+        raise InputError(
+            f"{path} holds an autoencoder, not a prior: name the prior of its latents, or load_autoencoder"
+        )
     if header["predicts"] not in ("edm", "flow"):
         raise InputError(f"{path}: predicts '{header['predicts']}', a file of format {FORMAT} holds 'edm' or 'flow'")
     for key, length in (("value_range", 2), ("sigma_range", 2), ("shape", None)):

@@ -60,6 +60,7 @@ class Autoencoder(nn.Module):
             "blocks": blocks,
             "unshuffle": unshuffle,
         }
+        self.channels, self.latents = channels, latents
         self.factor = unshuffle * 2 ** (len(widths) - 1)
         first: list[nn.Module] = [
             nn.PixelUnshuffle(unshuffle),
