@@ -455,6 +455,7 @@ def test_names_condition_the_network_and_codes_can_be_learnt(tmp_path: Path, mon
     judged = read_card(out)["results"]["judged"]
     assert judged["prompts"] == 6  # and so no more names to choose from
     assert judged["chance"] == round(1 / 6, 3)
+    assert data.checksum(out.with_suffix(".safetensors")) == read_card(out)["sha256"]
     prior = load_prior(out.with_suffix(".safetensors"))
     given = prior.given(text="Square  C")  # names come embedded
     torch.testing.assert_close(given.condition["text"], expected, atol=1e-3, rtol=0)  # type: ignore[attr-defined]

@@ -105,8 +105,9 @@ def figure(
     task: Objective, network: torch.nn.Module, meta: dict[str, Any], source: Source, images: Tensor, count: int
 ) -> list[Tensor]:
     """Rows of the sheet; see the module."""
+    spread = slice(0, None, max(1, len(images) // count))
     if task.predicts == "code":
-        few = images[:count]
+        few = images[spread][:count]
         return [few, task.denoise(network, few, 0.0, {})]
     shape = (4 * count, meta["shape"][0], *([meta["shape"][1] or 64] * 2))
     config = meta["config"]
@@ -118,12 +119,11 @@ def figure(
     x = sample(task, network, shape, conditions=known, guidance=3.0 if "text" in known else 1.0)
     if isinstance(source, Latents):
         rows = [*torch.split(source.decode(x), count)]
-        return [*rows, source.decode(images[:count])]
+        return [*rows, source.decode(images[spread][:count])]
     rows = [*torch.split(x, count)]
     size = shape[2]
     top, left = (images.shape[2] - size) // 2, (images.shape[3] - size) // 2
-    few = images[:count, :, top : top + size, left : left + size]
-    dirty = noisy(images, 50)[:count, :, top : top + size, left : left + size]
+    few, dirty = (p[spread][:count, :, top : top + size, left : left + size] for p in (images, noisy(images, 50)))
     return [*rows, few, dirty, task.denoise(network, dirty, 50 / 127.5, {})]
 
 
@@ -173,10 +173,11 @@ def release(
     recipe = Recipe.from_table(shared["recipe"])
     if shared["step"] < recipe.steps:
         raise InputError(f"{run} is at step {shared['step']} of {recipe.steps}: finish the training first.")
-    weights = export(run, run / f"{name}.safetensors", name)
-    network, meta = load_network(weights)
     task = objective(recipe.objective, recipe.sigma_data)
     source = open_source(tables["data"], recipe, cache)
+    texts = _texts(source, tables, zoo) if tables["network"].get("texts") else None
+    weights = export(run, run / f"{name}.safetensors", name, texts)
+    network, meta = load_network(weights)
     images, _ = held_out(source, recipe)
     sheet(figure(task, network, meta, source, images, 10 if recipe.size <= 32 else 8), picture or zoo / f"{name}.png")
     say("sheet drawn")
@@ -198,13 +199,13 @@ def release(
     text = card_text(card.read_text(encoding="utf-8"), header, run_table(run, card), results, recipe)
     write_text(zoo / f"NOTICE.{name}.txt", notice(tables, cache))
     written = write_text(zoo / f"{name}.toml", text)
-    export(run, zoo / f"{name}.safetensors", name, _texts(source, tables, zoo))
+    export(run, zoo / f"{name}.safetensors", name, texts)
     return written
 
 
 def _texts(source: Source, card: dict[str, Any], zoo: Path) -> dict[str, Any] | None:
     """Of images with captions: write the embeddings, a file named after the encoder; what `export` says of them."""
-    if not isinstance(source, Images | Latents) or not any("text" in e for e in source.pack.entries):
+    if not isinstance(source, Images | Latents):
         return None
     encoder = card["data"]["encoder"]
     file = f"{encoder['package']}.safetensors"
