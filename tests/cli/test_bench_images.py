@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from unveil.app import suite
-from unveil.app.gallery import gallery, margins, markdown, overview
+from unveil.app.gallery import gallery, margins, markdown, overview, text_page
 from unveil.bench import images
 from unveil.bench.images import Cell, averages, margin, read, run, truth
 from unveil.errors import InputError, UnknownName
@@ -37,13 +37,16 @@ def test_a_run_is_kept_and_goes_on(unveil, tmp_path):
     before = path.read_text()
     status, out, _ = unveil(*words, *methods, "--effort", 0.2)
     assert (status, path.read_text()) == (0, before)
-    status, out, _ = unveil(*words, *methods, "--solver", "ddnm", "--effort", 0.2, "--workers", 1)
+    page = tmp_path / "photographs.md"
+    status, out, _ = unveil(*words, *methods, "--solver", "ddnm", "--effort", 0.2, "--workers", 1, "--page", page)
     assert path.read_text().startswith(before)
     assert len(read(path)) == 7
     assert (tmp_path / "rows.png").is_file()
-    page = (tmp_path / "rows.html").read_text()
-    assert "pseudo-inverse" in page
-    assert "http" not in page  # nothing is fetched from anywhere
+    html = (tmp_path / "rows.html").read_text()
+    assert "pseudo-inverse" in html
+    assert "http" not in html  # nothing is fetched from anywhere
+    assert "![The best of each task](images/photographs.jpg)" in page.read_text()
+    assert (tmp_path / "images" / "photographs.jpg").is_file()
     assert "denoise" in out
 
 
@@ -116,6 +119,7 @@ def test_settings_are_those_of_restore(toy):
         (("--size", 512), "at least 512 x 512"),
         (("--effort", 0), "factor > 0"),
         (("--samples", 0), "at least 1"),
+        (("--page", "page.html"), "must end in .md"),
     ],
 )
 def test_bad_input(unveil, tmp_path, words, message):
@@ -139,7 +143,7 @@ def _row(method, image, psnr, **more):
 
 def test_the_table_compares_what_is_comparable(tmp_path):
     rows = [
-        _row("classic", "mountain", 30.0, psnr_mean=30.0, name="Wiener filter"),
+        _row("classic", "mountain", 30.0, psnr_mean=30.0, name="Wiener filter", samples=1),
         _row("classic", "dahlia", 28.0, psnr_mean=28.0, name="Wiener filter"),
         _row("ddrm", "mountain", 33.0, psnr_mean=34.5),
         _row("ddrm", "dahlia", 29.0, psnr_mean=30.5),
@@ -154,6 +158,13 @@ def test_the_table_compares_what_is_comparable(tmp_path):
         "a sample of ddrm +2.00 dB against Wiener filter, the mean of ddrm +3.50 dB against Wiener filter"
     )
     assert f"Denoising: {margins(means)}." in gallery(rows, tmp_path)
+    rows = [{"prior": "toy", "samples": 2, **r} for r in rows]
+    rows.append(_row("snips", "dahlia", 9.0, samples=2, prior="toy") | {"status": "DIVERGED", "reason": "not finite"})
+    text = text_page(rows, "sheet.jpg")
+    assert f"- Denoising: {margins(means)}\n" in text
+    assert "| ddrm | **31.00** |" in text
+    assert "| Wiener filter | 29.00 |" in text
+    assert text.endswith("## Not done\n\n- snips on denoise of dahlia: not finite\n")
 
 
 def test_unknown_photographs(tmp_path):

@@ -125,6 +125,34 @@ def markdown(table: Table) -> str:
     return out
 
 
+def text_page(rows: Sequence[Row], picture: str) -> str:
+    """The tables of the gallery as a page of Markdown, with ``picture``, the sheet, in it."""
+    tasks = [t for t in TASKS if any(r["task"] == t for r in rows)]
+    means = {t: averages(rows, t) for t in tasks}
+    photos = list(dict.fromkeys(Path(r["image"]).stem for r in rows))
+    samples = ", ".join(str(n) for n in sorted({r["samples"] for r in rows if r["method"] not in CLASSICAL}))
+    out = (
+        "# Photographs\n\nMade by `unveil bench images --page`; not to be edited by hand. What is measured, and how, "
+        f"is said in [bench.md](bench.md#photographs).\n\nThe middle {rows[0]['size']} x {rows[0]['size']} pixels of "
+        f"{', '.join(photos)}, which no prior of this package was trained on; prior `{_prior(rows)}`; samples of a "
+        f"solver: {samples}, or as many as it has particles. {_words({})}\n\n"
+    )
+    out += "\n".join(f"- {TASKS[t].title}: {words}" for t in tasks if (words := margins(means[t]))) + "\n\n"
+    out += f"![The best of each task]({picture})\n\n## PSNR in dB\n\n{markdown(overview(means, 'psnr'))}\n"
+    if any("distance" in r for r in rows):
+        name = next(r["distance"] for r in rows if "distance" in r)
+        out += f"## {name}\n\nLess is better.\n\n{markdown(overview(means, 'perceptual'))}\n"
+    for task in tasks:
+        noise = f"Noise of standard deviation {TASKS[task].noise:g}." if TASKS[task].noise else "No noise."
+        out += f"## {TASKS[task].title}\n\n{noise}\n\n{markdown(detail(means[task]))}\n"
+    bad = [f"- {r['method']} on {r['task']} of {r['image']}: {r['reason']}\n" for r in rows if r["status"] != "DONE"]
+    return (out + ("## Not done\n\n" + "".join(bad) if bad else "")).rstrip() + "\n"
+
+
+def _prior(rows: Sequence[Row]) -> str:
+    return ", ".join(dict.fromkeys(r["prior"] for r in rows if r["method"] not in CLASSICAL))
+
+
 # -- the sheet -------------------------------------------------------------------------------------------------------
 
 
@@ -174,14 +202,19 @@ def _cut(text: str, font: FreeTypeFont | ImageFont, width: int) -> str:
     return text
 
 
-def write_gallery(rows: Sequence[Row], path: Path) -> tuple[Path, Path]:
-    """Write page and sheet beside the file of rows: ``<name>.html`` and ``<name>.png``."""
+def write_gallery(rows: Sequence[Row], path: Path, text: Path | None = None) -> tuple[Path, Path]:
+    """Write page and sheet beside the file of rows: ``<name>.html`` and ``<name>.png``; and a page of Markdown to
+    ``text``, with a sheet of its own in ``images/`` beside it."""
     from ..io.atomic import write_text
     from ..io.images import encode
 
     folder = images.pictures_of(path)
-    html = write_text(path.with_suffix(".html"), gallery(rows, folder))
-    return html, write_bytes(path.with_suffix(".png"), encode(sheet(rows, folder)))
+    html, picture = write_text(path.with_suffix(".html"), gallery(rows, folder)), sheet(rows, folder)
+    if text is not None:
+        shown = Path("images") / f"{text.stem}.jpg"
+        write_bytes(text.parent / shown, encode(picture, kind="JPEG", quality=images.QUALITY))
+        write_text(text, text_page(rows, shown.as_posix()))
+    return html, write_bytes(path.with_suffix(".png"), encode(picture))
 
 
 # -- scenes ----------------------------------------------------------------------------------------------------------

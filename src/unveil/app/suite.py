@@ -84,8 +84,11 @@ def with_settings(cell: Cell, effort: float = 1.0, **options: Any) -> Cell:
     return replace(cell, options=chosen, steps=max(1, round(effort * steps)), label=label)
 
 
-def suite(console: Console, path: Path, asked: Sequence[Cell], workers: int = 1) -> int:
-    """Measure what is missing in ``path``, print the tables, write page and sheet; 1 if a run failed, else 0."""
+def suite(console: Console, path: Path, asked: Sequence[Cell], workers: int = 1, text: Path | None = None) -> int:
+    """Measure what is missing in ``path``, print the tables, write page and sheet; 1 if a run failed, else 0.
+
+    ``text``: where a page of Markdown goes too.
+    """
     with console.status(f"{len(asked)} cells") as status:
 
         def tell(row: Row, count: int, total: int) -> None:
@@ -99,7 +102,7 @@ def suite(console: Console, path: Path, asked: Sequence[Cell], workers: int = 1)
 
         rows = images.run(path, asked, workers, tell)
     report(console, rows)
-    html, png = write_gallery(rows, path)
+    html, png = write_gallery(rows, path, text)
     console.print(f"page: {html}, sheet: {png}", highlight=False, soft_wrap=True)
     bad = [r for r in rows if r["status"] != "DONE"]
     for row in bad:

@@ -153,6 +153,7 @@ def truth(image: str, size: int) -> Tensor:
     return picture[:, top : top + size, left : left + size].contiguous()
 
 
+@lru_cache(maxsize=4)
 def problem_of(task: str, image: str, size: int, seed: int = 0) -> Problem:
     """One measurement of a photograph. Raises :class:`UnknownName` for another task."""
     if task not in TASKS:

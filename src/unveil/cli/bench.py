@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from ..errors import InputError
 from .words import Device
 
 bench = typer.Typer(no_args_is_help=True, help="Measure solvers.")
@@ -105,14 +106,19 @@ def bench_images(
     prior: Annotated[str, typer.Option(help="Name (unveil list priors) or .safetensors file.")] = "photos",
     device: Device = None,
     workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
+    page: Annotated[
+        Path | None, typer.Option(help="Also a page of Markdown, its sheet in images/ beside it.", metavar="FILE.md")
+    ] = None,
 ) -> None:
     """Measure solvers and classical methods on the held-out photographs that ship: one table and a gallery."""
     from ..app.suite import cells, suite
 
+    if page is not None and page.suffix != ".md":
+        raise InputError(f"--page {page} must end in .md")
     asked = cells(
         solvers or (), tasks or (), photos or (), size, samples, effort or (1.0,), prior, device=device or "auto"
     )
-    raise typer.Exit(suite(Console(), out, asked, workers))
+    raise typer.Exit(suite(Console(), out, asked, workers, page))
 
 
 @bench.command("scenes")
