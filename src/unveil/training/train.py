@@ -327,8 +327,12 @@ class _Worker:
         return loss.detach()
 
     def withhold(self, known: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
-        """The conditions that the network takes, those of a share `recipe.drop` of the images replaced by none."""
+        """The conditions that the network takes: texts mixed by `recipe.mix`, a share `recipe.drop` replaced by none."""
         taken = {k: v for k, v in known.items() if self.takes[k]}
+        if "text" in taken and self.recipe.mix:
+            weight = self.recipe.mix * torch.rand(self.recipe.batch, 1, generator=generator)
+            mixed = taken["text"] + weight * taken["text"].roll(1, 0)  # images are drawn at random, and so is the next
+            taken["text"] = torch.nn.functional.normalize(mixed, dim=1)
         if taken and self.recipe.drop:
             none = torch.rand(self.recipe.batch, generator=generator) < self.recipe.drop
             if "label" in taken:
