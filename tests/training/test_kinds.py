@@ -434,7 +434,7 @@ def test_names_condition_the_network_and_codes_can_be_learnt(tmp_path: Path, mon
     file = export(tmp_path / "ae", tmp_path / "ae.safetensors", "ae")
     latents = {**table, "kind": "latents", "autoencoder": str(file)}
     network = {"channels": 2, "unshuffle": 1, "texts": 12, **TINY}
-    training = {**QUICK, "size": 16, "fixed_size": True, "drop": 0.5}
+    training = {**QUICK, "size": 16, "fixed_size": True, "drop": 0.5, "mix": 0.8}
     card = write(tmp_path / "latent.toml", name="latent", network=network, data=latents, training=training)
     source = open_source(latents, Recipe.from_table(training), tmp_path)
     codes, known = source.draw(200, np.random.default_rng(0))
@@ -444,6 +444,15 @@ def test_names_condition_the_network_and_codes_can_be_learnt(tmp_path: Path, mon
     shown = source.decode(source.codes)  # type: ignore[attr-defined]
     images = torch.stack([torch.from_numpy(pack.image(k).copy()) for k in range(7)]).permute(0, 3, 1, 2) / 127.5 - 1
     assert float((shown - images).square().mean()) < 0.25 * float(images.var())
+    tables = {"network": network, "data": latents, "training": {**training, "batch": 200}}
+    worker = _Worker(0, Recipe.from_table(tables["training"]), tables, tmp_path, None, tmp_path)
+    given = worker.withhold(known, torch.Generator().manual_seed(0))["text"]
+    lengths = given.norm(dim=1)
+    assert abs(float((lengths == 0).float().mean()) - 0.5) < 0.12
+    torch.testing.assert_close(lengths[lengths > 0], torch.ones(int((lengths > 0).sum())))
+    alike = (given * known["text"]).sum(1)[lengths > 0]
+    assert 0.4 < float(alike.min()) < 0.9  # up to 0.8 of another
+    assert float((given @ expected.T).max()) > 0.99  # and next to nothing of it at times
     train(card, tmp_path / "latent", data=tmp_path, say=data.quiet)
     trained, meta = load_network(export(tmp_path / "latent", tmp_path / "latent.safetensors", "latent"))
     assert meta["latent"]["autoencoder"] == str(file)

@@ -327,7 +327,7 @@ class _Worker:
         return loss.detach()
 
     def withhold(self, known: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
-        """The conditions that the network takes: texts mixed by `recipe.mix`, a share `recipe.drop` replaced by none."""
+        """The conditions that the network takes: texts mixed by `recipe.mix`, a share `recipe.drop` of all left out."""
         taken = {k: v for k, v in known.items() if self.takes[k]}
         if "text" in taken and self.recipe.mix:
             weight = self.recipe.mix * torch.rand(self.recipe.batch, 1, generator=generator)
