@@ -77,6 +77,14 @@ def test_latents_of_a_prior_are_scaled_channel_by_channel(network: Network, file
     assert not any(p.requires_grad for p in coder.module.parameters())
 
 
+def test_a_text_without_a_table_is_refused(tmp_path: Path) -> None:
+    config = {"channels": 2, "widths": [8, 8], "blocks": 1, "unshuffle": 1, "features": 16, "texts": 12}
+    prior = load_prior(write(tmp_path / "p.safetensors", UNet(**config), config, network="unet", predicts="edm"))
+    with pytest.raises(InputError, match=r"no table of texts: in Python, give the embedding of 'cat' \[1, 12\]"):
+        prior.given(text="cat")
+    assert prior.given(text=torch.ones(1, 12)).denoise(torch.zeros(1, 2, 8, 8), 1.0).shape == (1, 2, 8, 8)
+
+
 def test_what_has_no_autoencoder(tmp_path: Path, file: Path, latent: Path) -> None:
     with pytest.raises(InputError, match="prior of images themselves"):
         load_autoencoder("digits")

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .. import registry
 from ..errors import InputError, unknown
@@ -208,7 +208,18 @@ def _read(path: Path, sha256: str | None = None, options: Mapping[str, Any] | No
         from .texts import Texts
 
         prior = replace(prior, texts=Texts(path.parent / header["texts"]["file"], header["texts"].get("encoder")))
+    elif config.get("texts"):
+        prior = replace(prior, texts=_no_texts(path, config["texts"]))
     return prior if "latent" in header else prior.in_range(*FILE_RANGE)  # codes are not pictures
+
+
+def _no_texts(path: Path, size: int) -> Callable[[str], Tensor]:
+    """What a prior that takes texts and brings no embeddings of them makes of one."""
+
+    def refuse(text: str) -> Tensor:
+        raise InputError(f"{path} has no table of texts: in Python, give the embedding of '{text}' [1, {size}]")
+
+    return refuse
 
 
 def read_header(weights: Weights) -> dict[str, Any]:
