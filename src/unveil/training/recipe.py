@@ -45,9 +45,7 @@ class Recipe:
     sigma_wide: float = 0.15  # fraction drawn log-uniformly from sigma_range instead
     sigma_range: tuple[float, float] = (0.002, 80.0)
     drop: float = 0.0  # share of the images whose label or text is withheld, for guidance without a classifier
-    mix: float = (
-        0.0  # texts are mixed with another's by a weight of up to this, so that others near to them mean the same
-    )
+    mix: float = 0.0  # most weight of another's text in one: what is near to a caption then means the same
     jitter: float = 0.1  # the rest is about images, see `crops.Crops`; generated data have ways of their own
     symmetries: int = 8
     contrast: float = 0.5
