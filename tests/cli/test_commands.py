@@ -50,6 +50,7 @@ def test_show_operator_prior_and_card(unveil, monkeypatch):
         assert all(words in out for words in ("offers   ", "example  A = ops.", "y is ["))
     assert "MRI scanner" in unveil("list", "operators")[1]
     assert "any x any" in unveil("show", "toy")[1]
+    assert "3 x 64 x 64; codes 4 x 16 x 16" in unveil("show", "emoji-autoencoder")[1]
     row = {"solver": "dps", "setting": "", "problem": "dense", "status": "DONE", "w2_floor": 1.234567, "nfe": 40.0}
     card = {"version": "9.9", "settings": {"default": "zeta=0.3"}, "problems": [row]}
     monkeypatch.setattr("unveil.app.show.load_card", {"dps": card}.get)

@@ -93,6 +93,12 @@ def test_what_has_no_autoencoder(tmp_path: Path, file: Path, latent: Path) -> No
     save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
     with pytest.raises(InputError, match="not a file of this library"):
         load_autoencoder(tmp_path / "other.safetensors")
+    with pytest.raises(InputError, match="is a file: it has no subfolder 'vae'"):
+        load_autoencoder(file, subfolder="vae")
+    header = {"format": 1, "predicts": "code"}
+    save_file({"a": torch.zeros(1)}, tmp_path / "bare.safetensors", {"unveil": json.dumps(header)})
+    with pytest.raises(InputError, match="cannot be built from the metadata entry config"):
+        load_autoencoder(tmp_path / "bare.safetensors")
     file.unlink()
     with pytest.raises(InputError, match=r"there is no file .*coder\.safetensors"):
         load_autoencoder(latent)

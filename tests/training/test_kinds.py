@@ -32,6 +32,7 @@ from unveil.priors.networks.velocity import VelocityUNet
 from unveil.training import archives, augment, checkpoint, crops, data, judge, texts
 from unveil.training import release as release_module
 from unveil.training.export import export, load_network
+from unveil.training.judge import _retrieved
 from unveil.training.objectives import Flow, objective, validate
 from unveil.training.own import CARDS, find_card, own_card
 from unveil.training.phantoms import Ellipses, phantom
@@ -464,6 +465,8 @@ def test_names_condition_the_network_and_codes_can_be_learnt(tmp_path: Path, mon
     judged = read_card(out)["results"]["judged"]
     assert judged["prompts"] == 6  # and so no more names to choose from
     assert judged["chance"] == round(1 / 6, 3)
+    assert 0 <= judged["pixels"] <= 1
+    assert "pixels, real ones held out" not in judged  # fewer than there are to choose from
     assert data.checksum(out.with_suffix(".safetensors")) == read_card(out)["sha256"]
     prior = load_prior(out.with_suffix(".safetensors"))
     given = prior.given(text="Square  C")  # names come embedded
@@ -632,3 +635,13 @@ def test_processes_of_a_launcher_train_together_and_resume_as_many(tmp_path: Pat
     assert (tmp_path / "run" / "first" / "step-2").is_dir() == bool(first)
     with pytest.raises(CheckpointError, match="started with 2 workers, not 1"):
         train(card, tmp_path / "run", resume=True, data=tmp_path, steps=6, say=data.quiet)
+
+
+def test_retrieval_counts_what_is_nearest_to_its_own_name():
+    names = torch.eye(6)
+    assert _retrieved(names, names, 6, 3) == 1
+    assert _retrieved(names, names.roll(1, 0), 6, 3) == 0
+    assert _retrieved(names, torch.cat([names[:3], names[3:].roll(1, 0)]), 6, 3) == 0.5
+    half = (names + names.roll(1, 0)) / 2  # as near to its own name as to one other: a tie is no hit
+    assert _retrieved(names, half, 6, 3) == 0
+    assert _retrieved(names, half, 2, 400) == pytest.approx(0.8, abs=0.04)  # the other is drawn in one of five

@@ -46,24 +46,27 @@ def listing(what: str, console: Console) -> None:
 
 
 def show(name: str, console: Console) -> None:
-    """Print what a solver, operator or prior is. Raises :class:`UnknownName` with the nearest names."""
-    for kind in ("solver", "operator", "prior"):
-        if name in names(kind):
-            break
-    else:
-        raise unknown("solver, operator or prior", name, [n for kind in KINDS.values() for n in names(kind)])
+    """Print what a solver, operator, prior or autoencoder is. Raises :class:`UnknownName` with the nearest names."""
+    from ..priors import autoencoders
+
+    known = {kind: names(kind) for kind in KINDS.values()} | {"autoencoder": autoencoders()}
+    kind = next((kind for kind in known if name in known[kind]), None)
+    if kind is None:
+        raise unknown("solver, operator or prior", name, [n for kind in known for n in known[kind]])
     console.print(f"[bold]{escape(name)}[/bold]  [dim]{kind}[/dim]\n", highlight=False)
     console.print(_about(kind, name), markup=False, highlight=False, soft_wrap=True)
     if kind == "solver":
         _show_solver(get_solver(name), console)
     elif kind == "prior":
         _show_prior(name, console)
+    elif kind == "autoencoder":
+        _show_autoencoder(name, console)
     else:
         _show_operator(name, console)
 
 
 def _about(kind: str, name: str) -> str:
-    if kind == "prior":
+    if kind in ("prior", "autoencoder"):
         from ..priors import prior_card
 
         try:
@@ -137,6 +140,21 @@ def _show_prior(name: str, console: Console) -> None:
         card = prior_card(name)
     except Exception:
         return
+    _show_made(card, console)
+
+
+def _show_autoencoder(name: str, console: Console) -> None:
+    from ..priors import load_autoencoder, prior_card
+
+    card, coder = prior_card(name), load_autoencoder(name)
+    sides = [n // coder.factor for n in card["shape"][1:]]
+    sizes, codes = (" x ".join(map(str, shape)) for shape in (card["shape"], (coder.latents, *sides)))
+    console.print(f"\n[bold]pictures[/bold]  {sizes}; codes {codes}", highlight=False)
+    _show_made(card, console)
+
+
+def _show_made(card: dict[str, Any], console: Console) -> None:
+    """What a card says of how it was made, and how good it is."""
     said = {k: v for k, v in card.items() if isinstance(v, str | int) and k not in ("name", "description", "file")}
     sources = card.get("data", {}).get("source", [])
     data = {f"{d['package']} {d['version']}": d["licence"] for d in sources}

@@ -54,14 +54,18 @@ class Perceptual:
                 f"{self.name} compares colour pictures [N, 3, H, W] of the same size, at least 32 x 32 pixels, got "
                 f"{tuple(x.shape)} and {tuple(ref.shape)}"
             )
-        with torch.no_grad():
-            a, b = (self.features(z.clamp(0, 1).float()) for z in (x, ref))
-        total = torch.zeros(len(x), dtype=torch.float64, device=x.device)
-        for k, (u, v) in enumerate(zip(a, b, strict=True)):
-            gap = (_unit(u) - _unit(v)).square()
-            weight = 1 / len(a) if self.heads is None else self.heads[k].to(gap)
-            total += (gap * weight).sum(1).double().flatten(1).mean(1)
-        return total
+        gap = self.embed(x) - self.embed(ref)
+        return gap.square().sum(1, dtype=torch.float64)
+
+    @torch.no_grad()
+    def embed(self, x: Tensor) -> Tensor:
+        """Points [N, D] whose squared distances are those of the pictures [N, 3, H, W] in [0, 1] (clipped)."""
+        out = []
+        depths = self.features(x.clamp(0, 1).float())
+        for k, z in enumerate(depths):
+            weight = z.new_tensor(1 / len(depths)) if self.heads is None else self.heads[k].to(z)
+            out.append((_unit(z) * (weight / z[0, 0].numel()).sqrt()).flatten(1))
+        return torch.cat(out, 1)
 
 
 def _unit(z: Tensor) -> Tensor:

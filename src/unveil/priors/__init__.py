@@ -8,7 +8,7 @@ from .counted import Cost, Counted
 from .gaussian import GaussianPrior
 from .kernels import DDPM, EDM, VE, Kernel, RectifiedFlow, SubVP, TrigFlow, VPLinear, ddpm_cosine, ddpm_linear
 from .latent import Autoencoder, load_autoencoder
-from .loaders import load_prior, prior_card, register_zoo, save_prior
+from .loaders import autoencoders, load_prior, prior_card, register_zoo, save_prior
 from .mixture import GaussianMixturePrior
 from .networks.lean import lean
 
@@ -38,6 +38,7 @@ __all__ = [
     "TrigFlow",
     "VPLinear",
     "as_prior",
+    "autoencoders",
     "check_prior",
     "ddpm_cosine",
     "ddpm_linear",

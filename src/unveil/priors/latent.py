@@ -104,7 +104,10 @@ def load_autoencoder(
     """
     shipped = ZOO / f"{os.fspath(name_or_path)}.safetensors"
     path = shipped if shipped.is_file() else Path(name_or_path)
-    coder = _own(path) if path.suffix == ".safetensors" else _diffusers(name_or_path, subfolder)
+    own = path.suffix == ".safetensors"
+    if own and subfolder is not None:
+        raise InputError(f"{path} is a file: it has no subfolder '{subfolder}'")
+    coder = _own(path) if own else _diffusers(name_or_path, subfolder)
     return coder if device is None else coder.to(device)
 
 
@@ -122,7 +125,10 @@ def _own(path: Path) -> Autoencoder:
         return replace(_own(there), shift=mean, scale=1 / std)
     if header.get("predicts") != "code":
         raise InputError(f"{path} is a prior of images themselves: it has no autoencoder")
-    module = Network(**header["config"])
+    try:
+        module = Network(**header["config"])
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"{path}: the autoencoder cannot be built from the metadata entry config: {error}") from None
     fill(path, module, weights.tensors)
     module.eval().requires_grad_(False)
     return Autoencoder(module, module.channels, module.latents, module.factor)

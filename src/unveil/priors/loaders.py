@@ -142,10 +142,17 @@ def prior_card(name: str) -> dict[str, Any]:
 
 def register_zoo() -> None:
     """Register every prior of the zoo that has both card and weights."""
-    for card in sorted(ZOO.glob("*.toml")):
-        # autoencoders lie there too, for the priors of their latents
-        if card.with_suffix(".safetensors").is_file() and not card.stem.endswith("-autoencoder"):
-            registry.register("prior", card.stem)(_opener(card.stem))
+    for name in sorted({*_shipped()} - {*autoencoders()}):
+        registry.register("prior", name)(_opener(name))
+
+
+def autoencoders() -> list[str]:
+    """The autoencoders that ship, for the priors of their latents (see :func:`load_autoencoder`)."""
+    return sorted(name for name in _shipped() if name.endswith("-autoencoder"))
+
+
+def _shipped() -> list[str]:
+    return [card.stem for card in ZOO.glob("*.toml") if card.with_suffix(".safetensors").is_file()]
 
 
 def _opener(name: str) -> Callable[[], Prior]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..bench.perceptual import perceptual
 from . import augment, crops, data, texts
 from .objectives import Objective
 from .samples import sample
@@ -86,8 +87,7 @@ def digits(
     accuracy = float((judge(unseen[testing]).argmax(1) == labels[testing]).float().mean())
     say(f"classifier: {accuracy:.3f} of the held-out images right")
     seen = pack.select(lambda e: e["split"] == "train")
-    real = torch.stack([torch.from_numpy(seen.image(k).copy()) for k in range(len(seen))])
-    real = real.permute(0, 3, 1, 2).float() / 127.5 - 1
+    real = _images(seen)
     free = sample(task, network, (count, 1, 32, 32), seed=1)
     say("samples without a label made")
     asked = torch.arange(count) % classes
@@ -130,29 +130,61 @@ def emoji(
     count: int = 100,
     among: int = 20,
     guidance: float = 3.0,
+    draws: int = 20,
 ) -> dict[str, Any]:
     """How often a guided sample for a name never trained on is given that name back, among `among`.
 
     The prompts are the short names of trained emoji that differ from the trained names. A sample is taken for the
-    trained emoji nearest to it in pixels, and its name's embedding is compared with those of the prompt and of
-    `among` - 1 others. `encoder`: the wheel of the text encoder; `decode`: what makes images of samples of `shape`.
+    trained emoji nearest to it, and its name's embedding is compared with those of the prompt and of `among` - 1
+    others, `draws` times. Nearest by each distance that can be had: of pixels, and a perceptual one (see
+    `unveil.bench.perceptual`). "Real ones held out" is the same for the emoji that were never trained on, with their
+    own names, flags left out: what a judge of this kind makes of real ones. `encoder`: the wheel of the text encoder;
+    `decode`: what makes images of samples of `shape`.
     """
-    seen = pack.select(lambda e: e["split"] == "train")
+    seen, unseen = pack.select(lambda e: e["split"] == "train"), pack.select(lambda e: e["split"] != "train")
     names = {e["caption"] for e in seen.entries}
-    spoken = [(k, e["short"].replace("_", " ").replace("-", " ")) for k, e in enumerate(seen.entries)]
-    spoken = [(k, s) for k, s in spoken if s not in names and s.replace(" ", "").isalpha() and "flag" not in s]
-    rng = np.random.default_rng(0)
-    chosen = [spoken[i] for i in rng.permutation(len(spoken))[:count]]
-    prompts = torch.from_numpy(texts.embed([s for _, s in chosen], encoder))
+    spoken = [e["short"].replace("_", " ").replace("-", " ") for e in seen.entries]
+    spoken = [s for s in spoken if s not in names and s.replace(" ", "").isalpha() and "flag" not in s]
+    chosen = [spoken[i] for i in np.random.default_rng(0).permutation(len(spoken))[:count]]
+    prompts = torch.from_numpy(texts.embed(chosen, encoder))
     x = sample(task, network, (len(chosen), *shape), conditions={"text": prompts}, guidance=guidance)
     x = x if decode is None else decode(x)
-    real = torch.stack([torch.from_numpy(seen.image(k).copy()) for k in range(len(seen))])
-    flat = (real.permute(0, 3, 1, 2).float() / 127.5 - 1).flatten(1)
-    nearest = torch.cdist(x.flatten(1), flat).argmin(1)
-    taken = seen.conditions(nearest.tolist())["text"]
-    right, among = 0, min(among, len(chosen))
-    for k in range(len(chosen)):
-        others = rng.choice([i for i in range(len(chosen)) if i != k], among - 1, replace=False)
-        scores = prompts[[k, *others]] @ taken[k]
-        right += int(scores.argmax() == 0)
-    return {"retrieved": round(right / len(chosen), 3), "chance": round(1 / among, 3), "prompts": len(chosen)}
+    known = seen.conditions(range(len(seen)))["text"]
+    among = min(among, len(chosen))
+    plain = [k for k, e in enumerate(unseen.entries) if "flag" not in e["caption"]]
+    own = unseen.conditions(plain)["text"]
+    out: dict[str, Any] = {"prompts": len(chosen), "guidance": guidance, "chance": round(1 / among, 3)}
+    eye = perceptual()
+    eyes: dict[str, Callable[[Tensor], Tensor]] = {"pixels": lambda z: z.flatten(1)}
+    for name, embed in (eyes if eye is None else eyes | {eye.name: eye.embed}).items():
+        real = _points(embed, _images(seen))
+
+        def taken(z: Tensor, embed: Callable[[Tensor], Tensor] = embed, real: Tensor = real) -> Tensor:
+            return known[torch.cdist(_points(embed, z), real).argmin(1)]
+
+        out[name] = _retrieved(prompts, taken(x), among, draws)
+        if len(plain) >= among:
+            out[f"{name}, real ones held out"] = _retrieved(own, taken(_images(unseen)[plain]), among, draws)
+    return out
+
+
+def _images(pack: data.Pack) -> Tensor:
+    """All images of a pack [N, C, H, W] in [-1, 1]."""
+    stack = torch.stack([torch.from_numpy(pack.image(k).copy()) for k in range(len(pack))])
+    return stack.permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def _points(embed: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+    """What `embed` makes of images in [-1, 1], few at a time, for it wants them in [0, 1] and is large."""
+    return torch.cat([embed((part + 1) / 2) for part in torch.split(images, 50)])
+
+
+def _retrieved(own: Tensor, taken: Tensor, among: int, draws: int) -> float:
+    """How often taken[k] is nearer to own[k] than to the `among` - 1 others drawn from own: embeddings [N, D]."""
+    scores, rng = taken @ own.T, np.random.default_rng(0)
+    right = 0.0
+    for k in range(len(own)):
+        others = np.delete(np.arange(len(own)), k)
+        drawn = np.stack([rng.choice(others, among - 1, replace=False) for _ in range(draws)])
+        right += float((scores[k, torch.from_numpy(drawn)].amax(1) < scores[k, k]).float().mean())
+    return round(right / len(own), 3)
