@@ -13,7 +13,16 @@ from safetensors.torch import save_file
 
 from unveil import registry
 from unveil.errors import InputError, UnknownName
-from unveil.priors import GaussianPrior, Prior, check_prior, load_prior, loaders, prior_card, save_prior
+from unveil.priors import (
+    GaussianPrior,
+    Prior,
+    check_prior,
+    load_autoencoder,
+    load_prior,
+    loaders,
+    prior_card,
+    save_prior,
+)
 from unveil.priors.adapters import as_prior
 from unveil.priors.kernels import EDM
 from unveil.priors.networks.unet import UNet
@@ -198,9 +207,11 @@ def test_registered_priors(zoo: Path) -> None:
 def test_a_prior_that_ships_loads_and_has_a_card(name: str) -> None:
     prior = load_prior(name)
     assert prior_card(name)["name"] == name
-    assert prior.value_range == (0.0, 1.0)
-    # the simplest image: flat grey, or for priors of whole images black, which is their background
-    flat = torch.full((1, *(s or 16 for s in prior.shape)), 0.5 if None in prior.shape else 0.0)
+    assert prior.value_range == ((-1.0, 1.0) if name.endswith("-latent") else (0.0, 1.0))  # codes are not pictures
+    # the simplest image: flat grey, or for priors of whole images their background
+    flat = torch.full((1, *(s or 16 for s in prior.shape)), 0.5 if None in prior.shape else float("emoji" in name))
+    if name.endswith("-latent"):
+        flat = load_autoencoder(name).encode(torch.ones(1, 3, 64, 64))
     noise = torch.randn(flat.shape, generator=torch.Generator().manual_seed(0))
     error = prior.denoise(flat + 0.1 * noise, 0.1) - flat
     assert float(error.square().mean().sqrt()) < 0.05

@@ -471,6 +471,9 @@ def test_names_condition_the_network_and_codes_can_be_learnt(tmp_path: Path, mon
     prior = load_prior(out.with_suffix(".safetensors"))
     given = prior.given(text="Square  C")  # names come embedded
     torch.testing.assert_close(given.condition["text"], expected, atol=1e-3, rtol=0)  # type: ignore[attr-defined]
+    assert main(["train", str(card), "--out", str(tmp_path / "cli"), "--cache", str(tmp_path), "--steps", "1"]) == 0
+    by_train = load_prior(tmp_path / "cli" / "latent.safetensors").given(text="square c")  # a run brings its texts too
+    assert torch.equal(by_train.condition["text"], given.condition["text"])  # type: ignore[attr-defined]
     y = torch.randn(2, 2, 16, 16)
     assert torch.equal(given.denoise(y, 1.0), prior.given(text=given.condition["text"]).denoise(y, 1.0))  # type: ignore[attr-defined]
     assert not torch.equal(given.denoise(y, 1.0), prior.denoise(y, 1.0))

@@ -12,7 +12,7 @@ from PIL import Image
 import unveil
 from unveil.errors import InputError
 from unveil.io.images import read_image
-from unveil.priors import Guided
+from unveil.priors import Guided, load_autoencoder
 from unveil.training import edm
 from unveil.training.data import checksum
 from unveil.training.evaluate import noisy
@@ -117,3 +117,16 @@ def test_digits_know_their_labels() -> None:
 def test_labels_that_were_not_learnt_are_refused(label: int | torch.Tensor) -> None:
     with pytest.raises(InputError, match=r"knows labels 0 to 9, not (10|-1|12)"):
         unveil.load_prior("digits").given(label=label)
+
+
+@pytest.mark.parametrize("name", ["emoji-latent"])
+def test_emoji_have_the_colour_that_their_text_says(name: str) -> None:
+    prior = unveil.load_prior(name)
+    texts = [f"large {colour} circle" for colour in ("red", "green", "blue")]
+    x = torch.cat([unveil.sample(Guided(prior.given(text=t), prior, 3.0), 2, "heun", steps=12) for t in texts])
+    if name == "emoji-latent":
+        x = load_autoencoder(name).decode(x)
+    assert x.shape == (6, 3, 64, 64)
+    assert float(x[..., :4, :4].mean()) > 0.9  # on white
+    ink = (1 - x.clamp(0, 1)).flatten(2).sum(2)  # what is missing of each colour: least of their own
+    assert ink.argmin(1).tolist() == [0, 0, 1, 1, 2, 2]

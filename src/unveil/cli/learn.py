@@ -38,7 +38,7 @@ def train(
 ) -> None:
     """Train a prior: one of the zoo from its packages, or one for your own images. Ends in a .safetensors file."""
     from ..training import checkpoint
-    from ..training.export import export
+    from ..training.export import export, write_table
     from ..training.own import find_card, own_card, write_card
     from ..training.recipe import read_card
     from ..training.train import train as run
@@ -69,7 +69,8 @@ def train(
         print(f"\ninterrupted{go_on or ' before the first checkpoint'}", file=sys.stderr)
         raise typer.Exit(130) from None
     if os.environ.get("RANK", "0") == "0":
-        print(export(last, folder / f"{name}.safetensors", name))
+        texts = write_table(read_card(card), cache, folder)
+        print(export(last, folder / f"{name}.safetensors", name, texts))
 
 
 def fit(

@@ -17,7 +17,8 @@ from ..io.atomic import write_atomic
 from ..priors.networks.autoencoder import Autoencoder
 from ..priors.networks.unet import UNet
 from ..priors.networks.velocity import VelocityUNet
-from . import checkpoint
+from ..priors.texts import write_texts
+from . import checkpoint, data
 from .objectives import objective
 
 FORMAT = 1
@@ -66,6 +67,20 @@ def export(run: Path, target: Path, name: str, texts: Mapping[str, Any] | None =
             raise CheckpointError(f"Weight {key} does not fit into fp16: train with lower learning rates.")
     metadata = {"unveil": json.dumps(meta, sort_keys=True)}
     return write_atomic(target, lambda scratch: save_file(tensors, scratch, metadata=metadata))
+
+
+def write_table(card: Mapping[str, Any], cache: Path | None, folder: Path) -> dict[str, Any] | None:
+    """Write the embeddings of a card's captions, a file in `folder` named after the encoder, for a prior beside it.
+
+    What `export` says of them; None for a card whose network takes no texts, or whose images have none.
+    """
+    encoder = card["data"].get("encoder")
+    if not (encoder and card["network"].get("texts")):
+        return None
+    pack = data.build(card["data"], cache, data.quiet)
+    rows = pack.conditions(range(len(pack)))["text"]
+    written = write_texts(folder / f"{encoder['package']}.safetensors", [e["caption"] for e in pack.entries], rows)
+    return {"file": written.name, "encoder": {k: v for k, v in encoder.items() if k != "licence"}}
 
 
 def read_weights(weights: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

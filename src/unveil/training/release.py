@@ -26,10 +26,9 @@ from torch import Tensor
 
 from ..errors import CheckpointError, InputError, UnveilError
 from ..io.atomic import write_text
-from ..priors.texts import write_texts
 from . import checkpoint, data, judge
 from .evaluate import LEVELS, held_out, measure, noisy
-from .export import export, load_network
+from .export import export, load_network, write_table
 from .latents import Latents
 from .notice import notice
 from .objectives import Objective, objective, validate
@@ -175,7 +174,7 @@ def release(
         raise InputError(f"{run} is at step {shared['step']} of {recipe.steps}: finish the training first.")
     task = objective(recipe.objective, recipe.sigma_data)
     source = open_source(tables["data"], recipe, cache)
-    texts = _texts(source, tables, zoo) if tables["network"].get("texts") else None
+    texts = write_table(tables, cache, zoo)
     weights = export(run, run / f"{name}.safetensors", name, texts)
     network, meta = load_network(weights)
     images, _ = held_out(source, recipe)
@@ -201,17 +200,6 @@ def release(
     written = write_text(zoo / f"{name}.toml", text)
     export(run, zoo / f"{name}.safetensors", name, texts)
     return written
-
-
-def _texts(source: Source, card: dict[str, Any], zoo: Path) -> dict[str, Any] | None:
-    """Of images with captions: write the embeddings, a file named after the encoder; what `export` says of them."""
-    if not isinstance(source, Images | Latents):
-        return None
-    encoder = card["data"]["encoder"]
-    file = f"{encoder['package']}.safetensors"
-    rows = source.pack.conditions(range(len(source.pack)))["text"]
-    write_texts(zoo / file, [e["caption"] for e in source.pack.entries], rows)
-    return {"file": file, "encoder": {k: v for k, v in encoder.items() if k != "licence"}}
 
 
 def main(arguments: list[str] | None = None) -> int:
