@@ -74,3 +74,15 @@ def test_the_page(unveil, tmp_path):
     assert "some distance" in text
     assert "ddrm x2" in text
     assert (tmp_path / "page.png").stat().st_size > 10_000
+
+
+def test_the_page_in_markdown(unveil, tmp_path):
+    pytest.importorskip("matplotlib")
+    results, out = tmp_path / "images.jsonl", tmp_path / "docs" / "tradeoff.md"
+    results.write_text("".join(json.dumps(r) + "\n" for r in ROWS))
+    assert unveil("bench", "tradeoff", results, "--out", out)[0] == 0
+    text = out.read_text()
+    assert "](images/tradeoff.png)" in text
+    assert "| ddrm x2 | -1.000 | 40 | 0.2 | best at its cost |" in text  # 21 dB where the median is 22
+    assert "| ddnm | 1.500 | 50 | 0.25 | best at its cost |" in text
+    assert (tmp_path / "docs" / "images" / "tradeoff.png").stat().st_size > 10_000

@@ -119,7 +119,7 @@ def test_labels_that_were_not_learnt_are_refused(label: int | torch.Tensor) -> N
         unveil.load_prior("digits").given(label=label)
 
 
-@pytest.mark.parametrize("name", ["emoji-latent"])
+@pytest.mark.parametrize("name", ["emoji", "emoji-latent"])
 def test_emoji_have_the_colour_that_their_text_says(name: str) -> None:
     prior = unveil.load_prior(name)
     texts = [f"large {colour} circle" for colour in ("red", "green", "blue")]

@@ -19,6 +19,7 @@ from ..io.atomic import write_bytes, write_text
 from ..io.images import encode
 from ..registry import names
 from ..solvers import get_solver
+from .gallery import markdown
 from .report import Figure, Section, Table, page
 
 COLOURS = {"explicit": "#1f6fb4", "variational": "#d1495b", "decoupled": "#2e8b57", "smc": "#8e5bb5"}
@@ -197,14 +198,15 @@ def pyplot() -> Any:
     return plt
 
 
+TITLE = "What a result costs"
 TEXT = """Up and left is better: better results for less. The line joins the solvers that none beats at the same cost.
 Photographs: a solver's PSNR and perceptual distance are compared with the median solver's, cell by cell (task and
 photograph), and averaged over the cells that the solver fits; network passes are evaluations and back-propagations.
 Exact posteriors: the median over the problems of the cards, of the distance as a multiple of what exact draws have."""
 
 
-def tradeoff(rows: Sequence[Row]) -> tuple[str, Tensor]:
-    """The page and its plot. Raises :class:`InputError` where there is nothing to show."""
+def tradeoff(rows: Sequence[Row]) -> tuple[str, list[Section], Tensor]:
+    """What the page says first, its sections, its plot. Raises :class:`InputError` where there is nothing to show."""
     found = measures(rows)
     picture = plot(found)
     sections = [Section("Quality against cost", TEXT.replace("\n", " "), figures=[Figure("All solvers", picture)])]
@@ -217,10 +219,20 @@ def tradeoff(rows: Sequence[Row]) -> tuple[str, Tensor]:
         sections.append(Section(m.title, table=Table(("solver", "value", "network passes", "CPU s", ""), body)))
     photos = len({(r["task"], r["image"]) for r in rows})
     lead = f"From {photos} cells of photographs and the cards of {len(names('solver'))} solvers."
-    return page("What a result costs", lead, sections), picture
+    return lead, sections, picture
 
 
 def write_tradeoff(rows: Sequence[Row], path: Path) -> tuple[Path, Path]:
-    """Write the page, and its plot as ``.png`` beside it."""
-    html, picture = tradeoff(rows)
-    return write_text(path, html), write_bytes(path.with_suffix(".png"), encode(picture))
+    """Write the page, HTML with its plot as ``.png`` beside it, or Markdown (``.md``) with the plot in ``images/``."""
+    lead, sections, picture = tradeoff(rows)
+    if path.suffix != ".md":
+        written = write_text(path, page(TITLE, lead, sections))
+        return written, write_bytes(path.with_suffix(".png"), encode(picture))
+    shown = Path("images") / f"{path.stem}.png"
+    out = f"# {TITLE}\n\nMade by `unveil bench tradeoff`; not to be edited by hand. {lead}\n\n{sections[0].text}\n\n"
+    out += f"![PSNR, perceptual distance and distance to exact posteriors against cost]({shown.as_posix()})\n"
+    for section in sections[1:]:
+        assert section.table is not None
+        out += f"\n## {section.title}\n\n{markdown(section.table)}"
+    picture_file = write_bytes(path.parent / shown, encode(picture))
+    return write_text(path, out), picture_file

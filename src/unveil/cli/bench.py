@@ -144,7 +144,7 @@ def bench_scenes(
 @bench.command("tradeoff")
 def bench_tradeoff(
     results: Annotated[Path, typer.Argument(help="Results of unveil bench images.")] = Path("images.jsonl"),
-    out: Annotated[Path, typer.Option(help="The page; its plot goes beside it.")] = Path("tradeoff.html"),
+    out: Annotated[Path, typer.Option(help="The page, .html or .md; its plot goes beside it.")] = Path("tradeoff.html"),
 ) -> None:
     """Quality against evaluations and seconds: a page and a plot, from bench images and the solvers' cards."""
     from ..app.tradeoff import write_tradeoff

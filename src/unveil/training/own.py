@@ -13,18 +13,14 @@ from ..io.atomic import write_text
 from ..priors.loaders import ZOO
 from .archives import SUFFIXES
 
-CARDS = Path(__file__).parent / "cards"
-
 
 def find_card(card: Path) -> Path:
-    """The card that a path names, or that of the prior with this name: of the zoo, or one to train it from."""
+    """The card that a path names, or that of the prior of the zoo with this name."""
     if card.exists() or card.suffix == ".toml":
         return card
-    for folder in (ZOO, CARDS):
-        if (folder / f"{card}.toml").is_file():
-            return folder / f"{card}.toml"
-    known = {path.stem for folder in (ZOO, CARDS) for path in folder.glob("*.toml")}
-    raise unknown("card", str(card), known)
+    if not (ZOO / f"{card}.toml").is_file():
+        raise unknown("card", str(card), {path.stem for path in ZOO.glob("*.toml")})
+    return ZOO / f"{card}.toml"
 
 
 def own_card(folder: Path, name: str, size: int = 64, steps: int = 4000, workers: int = 1) -> dict[str, Any]:
