@@ -14,6 +14,7 @@ import tarfile
 import zipfile
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -648,3 +649,12 @@ def test_retrieval_counts_what_is_nearest_to_its_own_name():
     half = (names + names.roll(1, 0)) / 2  # as near to its own name as to one other: a tie is no hit
     assert _retrieved(names, half, 6, 3) == 0
     assert _retrieved(names, half, 2, 400) == pytest.approx(0.8, abs=0.04)  # the other is drawn in one of five
+
+
+def test_a_sheet_shows_held_out_images_from_all_over() -> None:
+    images = torch.arange(7.0).reshape(7, 1, 1, 1).expand(7, 3, 8, 8)  # the first ones are alike: flags, say
+    coder: Any = SimpleNamespace(predicts="code", denoise=lambda network, x, sigma, known: x + 10)
+    nothing: Any = None
+    shown, back = release_module.figure(coder, nothing, {}, nothing, images, 3)
+    assert shown[:, 0, 0, 0].tolist() == [0, 2, 4]
+    assert back[:, 0, 0, 0].tolist() == [10, 12, 14]
