@@ -30,10 +30,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +43,7 @@ from ..io.ledger import Ledger
 from ..metrics import coverage, gaussian_wasserstein2, moments, sliced_wasserstein2
 from ..numerics.resampling import normalise
 from ..operators.base import Linear
+from ..processes import pool
 from ..registry import names
 from ..run import Status, stream
 from ..solvers import get_solver
@@ -398,7 +397,7 @@ def run_exact(
         for task in work:
             keep(task.measure())
         return ledger.rows
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        for future in [pool.submit(task.measure) for task in work]:
+    with pool(workers) as executor:
+        for future in [executor.submit(task.measure) for task in work]:
             keep(future.result())
     return ledger.rows

@@ -30,10 +30,9 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
-from multiprocessing import get_context
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
@@ -54,6 +53,7 @@ from ..operators.base import Operator
 from ..priors import load_prior
 from ..priors.base import Prior
 from ..problem import Problem, as_noise
+from ..processes import pool
 from ..rng import single
 from ..run import Result, solve
 from ..run.counted import PeakMemory
@@ -381,8 +381,8 @@ def run(
         finally:
             torch.set_num_threads(threads)
     else:
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-            futures = [pool.submit(measure, cell, folder, key) for cell, key in work]
+        with pool(workers) as executor:
+            futures = [executor.submit(measure, cell, folder, key) for cell, key in work]
             for count, future in enumerate(as_completed(futures), 1):
                 keep(future.result(), count)
     return [known[k] for k in keys]

@@ -15,9 +15,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -30,6 +28,7 @@ from ..noise import Gaussian
 from ..operators import Matrix
 from ..priors.mixture import GaussianMixturePrior
 from ..problem import Problem
+from ..processes import pool
 from ..registry import names
 from ..run import solve
 from ..solvers import get_solver
@@ -176,8 +175,8 @@ def run(
         for job in work:
             keep(run_cell(*job))
         return ledger.rows
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        for future in [pool.submit(run_cell, *job) for job in work]:
+    with pool(workers) as executor:
+        for future in [executor.submit(run_cell, *job) for job in work]:
             keep(future.result())
     return ledger.rows
 

@@ -32,6 +32,7 @@ from torch import Tensor
 
 from ..errors import CheckpointError, InputError, UnveilError
 from ..io.atomic import append_line
+from ..processes import end_with_parent
 from . import checkpoint
 from .objectives import objective, validate
 from .optim import MuonAdam
@@ -208,6 +209,7 @@ def _work_together(words: Words) -> None:
 
 def _work_or_tell(rank: int, errors: Any, *words: Any) -> None:
     """`_work` in a process of its own, which hands on what is the user's to mend."""
+    end_with_parent()
     try:
         _work(rank, *words)
     except UnveilError as error:
