@@ -106,6 +106,8 @@ SETTINGS: dict[tuple[str, str], dict[str, Any]] = {
     ("diffpir", "colorize"): {"sigma_start": 10.0},
     ("dmplug", ""): {"ddim_steps": 2, "lr": 0.2},
     ("dps", ""): {"zeta": 3.0},  # the authors' 0.3 is for 1000 steps, each as long as one of 100
+    ("lgd-mc", ""): {"zeta": 3.0},  # the same
+    ("dmap", ""): {"zeta": 1.0},  # the same, of 0.1
     ("daps", ""): {"inner": "exact", "ode_steps": 3, "spread": 0.3},
     ("ddrm", ""): {"eta": 0.85},
     ("ddnm", ""): {"eta": 0.85},
@@ -126,7 +128,8 @@ SETTINGS: dict[tuple[str, str], dict[str, Any]] = {
 """Options by solver and task; "" means every task. What the user sets goes over them.
 
 Chosen by PSNR on the central 128 x 128 pixels of the four photographs that ship, with the prior ``photos``;
-those of bird, dcdp, dmplug, projdiff, resample and sitcom on 96 x 96 pixels of the first, for three of the tasks.
+those of bird, dcdp, dmplug, projdiff, resample and sitcom on 96 x 96 pixels of the first, for three of the tasks; those
+of lgd-mc and dmap on 64 x 64 pixels of the third, for four.
 """
 
 
