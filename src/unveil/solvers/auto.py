@@ -249,11 +249,12 @@ def choose(
     return Choice(best.make(), steps or best.steps, _reason(goal, best, line, runs, limits, words))
 
 
-def _merit(line: Sequence[float | None], nearest: Sequence[int]) -> tuple[bool, float, float]:
-    """Less is better: maybe worse than the median solver in a cell nearest to the problem; worst place; all places."""
-    places = _known(line)
-    unsure = any(line[j] is None or places[j] > UNKNOWN for j in nearest)
-    return unsure, max(places, default=UNKNOWN), sum(places)
+def _merit(line: Sequence[float | None], nearest: Sequence[int]) -> tuple[bool, bool, float, float]:
+    """Less is better: maybe worse than the median solver in a cell nearest to the problem, and then rather a known
+    place than none; worst place; all places."""
+    places, unknown = _known(line), any(line[j] is None for j in nearest)
+    unsure = unknown or any(places[j] > UNKNOWN for j in nearest)
+    return unsure, unknown, max(places, default=UNKNOWN), sum(places)
 
 
 def _known(line: Sequence[float | None]) -> list[float]:
