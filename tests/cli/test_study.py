@@ -71,6 +71,7 @@ def test_the_page(cells, tmp_path):
     assert "| linear | 26.00 | 26.00 |" in text
     assert "Best: lam 0.3 with lr 0.1, 26.00 dB" in text
     assert "DIVERGED, step 3" in text
+    assert f"]({plot.relative_to(tmp_path).as_posix()})" in text
     assert plot.stat().st_size > 10_000
 
 

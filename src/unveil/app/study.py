@@ -19,6 +19,7 @@ from .suite import with_settings
 from .tradeoff import drawn, pyplot
 
 NAME = "red-diff-study"
+PLOTS = f"images/{NAME}.png"
 
 
 def cells(tasks: Sequence[str] = (), photos: Sequence[str] = (), size: int = 128, prior: str = "photos") -> list[Cell]:
@@ -49,9 +50,9 @@ def run(console: Console, path: Path, asked: Sequence[Cell], out: Path, workers:
 
 
 def write_study(rows: Sequence[Row], out: Path) -> tuple[Path, Path]:
-    """Write ``red-diff-study.md`` and its plots, ``red-diff-study.png``, into a folder."""
-    picture = plots(rows)
-    return write_text(out / f"{NAME}.md", markdown(rows)), write_bytes(out / f"{NAME}.png", encode(picture))
+    """Write ``red-diff-study.md`` into a folder, and its plots into ``images/`` there."""
+    picture = write_bytes(out / PLOTS, encode(plots(rows)))
+    return write_text(out / f"{NAME}.md", markdown(rows)), picture
 
 
 def markdown(rows: Sequence[Row]) -> str:
@@ -66,7 +67,7 @@ def markdown(rows: Sequence[Row]) -> str:
         f"The middle {size} x {size} pixels of {', '.join(photos)}; tasks {', '.join(tasks)} (docs/bench.md); prior "
         f"`{next(r['prior'] for r in rows)}`, {steps} steps. PSNR in dB, a mean over the photographs. Learning rate "
         "and weight are those of `unveil restore` unless they are varied.\n\n"
-        f"![PSNR by weighting, order, weight of the prior and sigma_y]({NAME}.png)\n\n"
+        f"![PSNR by weighting, order, weight of the prior and sigma_y]({PLOTS})\n\n"
     )
     for finding in FINDINGS:
         out += f"## {finding.title}\n\n{study.verdict(rows, finding)}\n\n{_table(rows, finding, tasks)}\n"
