@@ -59,7 +59,10 @@ def test_costs_are_per_evaluation(cells):
     assert "dps takes 2.1 times the time per evaluation, and 4.0 times the memory" in text
     assert "Measured: nothing yet" in study.cost_words([])
     assert "number 1 of 5" in study.quality_words(fake(cells))
-    assert 'data="likelihood" loses up to 3.00 dB' in study.told_words(fake(cells))
+    assert 'data="likelihood" loses up to 3.00 dB;' in study.told_words(fake(cells))
+    own = study.average(fake(cells), "red-diff", "likelihood told 1", "psnr")
+    better = [r | {"psnr": own + 1.5} if r["label"] == "likelihood told 4" else r for r in fake(cells)]
+    assert "and wins up to 1.50 dB; diffpir" in study.told_words(better)
 
 
 def test_the_page(cells, tmp_path):

@@ -165,8 +165,10 @@ def plots(rows: Sequence[Row]) -> Tensor:
         scores = [average(rows, method, f"{label} {t:g}", "psnr") for t in TOLD]
         _curve(axes[1][1], TOLD, scores, f"{method}{', likelihood' if 'likelihood' in label else ''}")
     _titled(axes[1][1], "sigma_y told, over the true one")
-    for axis in axes[1]:
+    for axis, values in zip(axes[1], (LAMS, TOLD), strict=True):
         axis.set_xscale("log")
+        axis.set_xticks(values, [f"{v:g}" for v in values])
+        axis.minorticks_off()
         if axis.get_legend_handles_labels()[0]:
             axis.legend(fontsize=8)
     return drawn(figure)

@@ -134,7 +134,7 @@ def quality_words(rows: Sequence[Row]) -> str:
 
 
 def told_words(rows: Sequence[Row]) -> str:
-    """What a wrong sigma_y costs: PSNR lost against the true one."""
+    """What a wrong sigma_y costs: PSNR lost, or won, against the true one."""
     parts = []
     for method, label, name in (
         (SOLVER, "told", "red-diff (which reads sigma_y for its start only)"),
@@ -146,6 +146,7 @@ def told_words(rows: Sequence[Row]) -> str:
         known = [w for w in wrong if w is not None]
         if right is None or not known or len(known) < len(wrong):
             continue
-        parts.append(f"{name} loses up to {max(right - w for w in known):.2f} dB")
+        lost, won = (max(0.0, *(sign * (right - w) for w in known)) for sign in (1, -1))
+        parts.append(f"{name} loses up to {lost:.2f} dB" + (f" and wins up to {won:.2f} dB" if won >= 0.05 else ""))
     text = "; ".join(parts) or "not measured"
     return f"Told a noise level from {TOLD[0]:g} to {TOLD[-1]:g} times the true one: {text}."
