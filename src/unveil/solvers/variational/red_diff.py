@@ -83,6 +83,8 @@ class REDDiff(Solver):
     Deviations: the result is mu after the last step (the authors return the sample of the step before); the network
     runs without a graph; mu starts at the regularised pseudo-inverse (the plain one amplifies noise). It is a point
     estimate: samples of different seeds are nearly the same.
+
+    docs/red-diff-study.md puts the findings of the paper to the test.
     """
 
     family: ClassVar[str] = "variational"
