@@ -368,7 +368,7 @@ def test_scores_of_clean_signals(problem, monkeypatch):
     exact = replace(base, samples=clean[:, None].float() - 0.5e-3)
     value, facts = Images(problem, clean)(exact, PRIOR)
     assert -value == facts["PSNR (dB)"] == pytest.approx(66.02, abs=0.3)
-    monkeypatch.setattr("unveil.bench.perceptual.perceptual", lambda: None)
+    monkeypatch.setattr("unveil.perceptual.perceptual", lambda: None)
     with pytest.raises(NotCompatible, match="no weights of a perceptual distance"):
         Images(problem, clean, "perceptual")
 

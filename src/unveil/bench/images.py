@@ -8,7 +8,7 @@ psnr, ssim
 psnr_mean
     PSNR of the mean of the samples.
 perceptual
-    Distance of a sample to the original, averaged, under the name in ``distance``: see :mod:`unveil.bench.perceptual`.
+    Distance of a sample to the original, averaged, under the name in ``distance``: see :mod:`unveil.perceptual`.
 chi2, residual
     Chi-square per degree of freedom of the data at a sample (None without noise), and the root mean square of y - A x.
 diversity
@@ -50,6 +50,7 @@ from ..io.ledger import Row as Row
 from ..metrics import psnr, ssim
 from ..operators import Blur, Downsample, Grayscale, Identity, Inpainting, RandomSensing, kernels
 from ..operators.base import Operator
+from ..perceptual import perceptual
 from ..priors import load_prior
 from ..priors.base import Prior
 from ..problem import Problem, as_noise
@@ -58,7 +59,6 @@ from ..rng import single
 from ..run import Result, solve
 from ..run.counted import PeakMemory
 from ..solvers import get_solver
-from .perceptual import perceptual
 
 PHOTOS = Path(__file__).parents[1] / "data" / "photos"
 CLASSIC = "classic"

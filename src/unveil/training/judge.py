@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..bench.perceptual import perceptual
+from ..perceptual import perceptual
 from . import augment, crops, data, texts
 from .objectives import Objective
 from .samples import sample
@@ -137,7 +137,7 @@ def emoji(
     The prompts are the short names of trained emoji that differ from the trained names. A sample is taken for the
     trained emoji nearest to it, and its name's embedding is compared with those of the prompt and of `among` - 1
     others, `draws` times. Nearest by each distance that can be had: of pixels, and a perceptual one (see
-    `unveil.bench.perceptual`). "Real ones held out" is the same for the emoji that were never trained on, with their
+    `unveil.perceptual`). "Real ones held out" is the same for the emoji that were never trained on, with their
     own names, flags left out: what a judge of this kind makes of real ones. `encoder`: the wheel of the text encoder;
     `decode`: what makes images of samples of `shape`.
     """

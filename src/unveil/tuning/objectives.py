@@ -246,7 +246,7 @@ class Images(Objective):
     psnr, mse
         Of the mean over the samples; PSNR with values clipped to the range (shown in dB, larger is better).
     perceptual
-        Of samples to the original: :mod:`unveil.bench.perceptual`, for colour pictures.
+        Of samples to the original: :mod:`unveil.perceptual`, for colour pictures.
     crps
         The continuous ranked probability score, a mean over values: a proper score, smallest for the posterior's own
         samples, so that it weighs spread and place alike. Needs at least 2 samples.
@@ -305,7 +305,7 @@ class Images(Objective):
         return value, {self.describe()["score"]: value}
 
     def _perceptual(self, x: Tensor, ref: Tensor) -> Tensor:
-        from ..bench.perceptual import ADVICE, perceptual
+        from ..perceptual import ADVICE, perceptual
 
         distance = perceptual()
         if distance is None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from unveil.bench import perceptual as module
+from unveil import perceptual as module
 from unveil.bench.images import truth
-from unveil.bench.perceptual import MOBILENET, AlexNet, _of_package, lpips, mobilenet, perceptual
 from unveil.errors import InputError
+from unveil.perceptual import MOBILENET, AlexNet, _of_package, lpips, mobilenet, perceptual
 
 
 def test_lpips_is_the_weighted_distance_of_unit_features(tmp_path):
