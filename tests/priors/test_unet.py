@@ -67,8 +67,9 @@ def test_the_noise_level_matters_and_a_fresh_network_gives_zero() -> None:
     assert torch.equal(fresh, torch.zeros_like(x))
 
 
-def test_gradients_reach_the_input_and_match_finite_differences() -> None:
-    network = small().double()
+@pytest.mark.parametrize("canvas", [(), (2, 2, 2)])
+def test_gradients_reach_the_input_and_match_finite_differences(canvas: tuple[int, ...]) -> None:
+    network = small(canvas=canvas).double()
     c = torch.zeros(1, dtype=torch.float64)
     x = torch.randn(1, 3, 6, 6, dtype=torch.float64, requires_grad=True)
     direction, weight = (
@@ -97,6 +98,21 @@ def test_channels_and_classes() -> None:
     assert not torch.allclose(one[1], two[1], atol=1e-3)
     assert not torch.allclose(one[0], none[0], atol=1e-3)
     assert torch.equal(none, unlabelled)
+
+
+def test_a_canvas_paints_what_the_condition_says_where_it_is() -> None:
+    network = small(texts=4, canvas=(3, 4, 4))  # 16 x 16 pixels, folded by 2, two levels
+    x, c = torch.zeros(2, 3, 16, 16), torch.zeros(2)
+    texts = torch.eye(4)[:2]
+    with torch.inference_mode():
+        together, other = network(x, c, text=texts), network(x[:1], c[:1], text=texts[1:])
+        network.canvas.mix.weight.zero_()
+        without = network(x, c, text=texts)
+    assert torch.allclose(together[1], other[0], atol=1e-5)
+    assert (together - without).flatten(1).std(1).min() > 1e-2  # it differs from place to place
+    assert UNet(**network.config).config == network.config
+    with pytest.raises(ValueError, match=r"canvas of \(4, 4\), not \(2, 4\)"):
+        network(torch.zeros(1, 3, 8, 16), c[:1])
 
 
 def test_size_of_the_photo_network() -> None:

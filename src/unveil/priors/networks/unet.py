@@ -105,6 +105,25 @@ class Block(nn.Module):
         return (convolve(self.skip, x) if isinstance(self.skip, nn.Conv2d) else x) + h
 
 
+class Canvas(nn.Module):
+    """Features [N, width, h, w] with a picture that an embedding [N, features] paints; `size` is (channels, h, w)."""
+
+    def __init__(self, features: int, width: int, size: Sequence[int]) -> None:
+        super().__init__()
+        self.size = tuple(size)
+        self.paint = nn.Linear(features, math.prod(size))
+        self.mix = nn.Conv2d(size[0], width, 1)
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        if x.shape[-2:] != self.size[1:]:
+            raise ValueError(
+                f"This network has a canvas of {self.size[1:]}, not {tuple(x.shape[-2:])}: one image size."
+            )
+        picture = self.paint(embedding).reshape(-1, *self.size)
+        out: Tensor = x + self.mix(picture)
+        return out
+
+
 class UNet(nn.Module):
     """F(x, c_noise) of an EDM denoiser; the preconditioning around it is the caller's.
 
@@ -117,10 +136,13 @@ class UNet(nn.Module):
         features: length of the noise embedding.
         classes: number of class labels; 0 for a network without.
         texts: length of a text's embedding (of Euclidean norm 1); 0 for a network without.
+        canvas: [channels, height, width] of a picture that the embedding of noise level and condition paints onto the
+            lowest level, which has that height and width: a fully convolutional network knows where it is from the
+            borders alone. For signals of one size; none by default.
 
-    The output of a sample depends on that sample alone, never on the rest of its batch. Any height and width
-    from 1 pixel work: the image is extended by replicating its border to the next multiple of `multiple`,
-    then cropped.
+    The output of a sample depends on that sample alone, never on the rest of its batch. Without a
+    canvas any height and width from 1 pixel work: the image is extended by replicating its border to the next multiple
+    of `multiple`, then cropped.
     """
 
     def __init__(
@@ -133,6 +155,7 @@ class UNet(nn.Module):
         features: int = 192,
         classes: int = 0,
         texts: int = 0,
+        canvas: Sequence[int] = (),
     ) -> None:
         super().__init__()
         if not widths or blocks < 1 or unshuffle < 1:
@@ -147,6 +170,7 @@ class UNet(nn.Module):
             "features": features,
             "classes": classes,
             **({"texts": texts} if texts else {}),
+            **({"canvas": list(canvas)} if canvas else {}),
         }
         self.multiple = unshuffle * 2 ** (len(widths) - 1)
         self.embed = NoiseEmbedding(features, classes, texts)
@@ -161,6 +185,7 @@ class UNet(nn.Module):
             if level + 1 < len(widths):
                 self.shrink.append(nn.Conv2d(width, widths[level + 1], 2, stride=2))
                 self.grow.append(nn.Conv2d(widths[level + 1], 4 * width, 1))
+        self.canvas = Canvas(features, widths[-1], canvas) if canvas else None
         self.last_norm = PixelNorm(widths[0])
         self.last = nn.Conv2d(widths[0], out_channels * unshuffle**2, 3, padding=1)
         nn.init.zeros_(self.last.weight)
@@ -186,6 +211,8 @@ class UNet(nn.Module):
         h = convolve(self.first, self.fold(x).contiguous(memory_format=torch.channels_last))
         skips = []
         for level, stage in enumerate(self.down):
+            if self.canvas is not None and level == len(self.shrink):
+                h = self.canvas(h, embedding)
             for block in stage:  # type: ignore[attr-defined]
                 h = block(h, embedding)
             skips.append(h)
