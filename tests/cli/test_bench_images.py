@@ -162,7 +162,13 @@ def test_the_table_compares_what_is_comparable(tmp_path):
     rows.append(_row("snips", "dahlia", 9.0, samples=2, prior="toy") | {"status": "DIVERGED", "reason": "not finite"})
     text = text_page(rows, "sheet.jpg")
     assert f"- Denoising: {margins(means)}\n" in text
-    assert "| ddrm | **31.00** |" in text
+    both, one = text.split("## Every method that was run on mountain")
+    assert "## Means over the 2 photographs" in both
+    assert "| ddrm | **31.00** |" in both
+    assert "daps" not in both
+    assert "| daps | **40.00** |" in one
+    assert "| ddrm | 33.00 |" in one
+    assert "## Means" not in text_page([r for r in rows if r["method"] != "daps"], "sheet.jpg")
     assert "| Wiener filter | 29.00 |" in text
     assert text.endswith("## Not done\n\n- snips on denoise of dahlia: not finite\n")
 

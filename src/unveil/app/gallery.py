@@ -126,27 +126,49 @@ def markdown(table: Table) -> str:
 
 
 def text_page(rows: Sequence[Row], picture: str) -> str:
-    """The tables of the gallery as a page of Markdown, with ``picture``, the sheet, in it."""
-    tasks = [t for t in TASKS if any(r["task"] == t for r in rows)]
-    means = {t: averages(rows, t) for t in tasks}
+    """The tables of the gallery as a page of Markdown, with ``picture``, the sheet, in it.
+
+    A mean over photographs is there for the methods that were run on all of them; if one photograph has more, its own
+    tables follow.
+    """
     photos = list(dict.fromkeys(Path(r["image"]).stem for r in rows))
     samples = ", ".join(str(n) for n in sorted({r["samples"] for r in rows if r["method"] not in CLASSICAL}))
     out = (
         "# Photographs\n\nMade by `unveil bench images --page`; not to be edited by hand. What is measured, and how, "
         f"is said in [bench.md](bench.md#photographs).\n\nThe middle {rows[0]['size']} x {rows[0]['size']} pixels of "
         f"{', '.join(photos)}, which no prior of this package was trained on; prior `{_prior(rows)}`; samples of a "
-        f"solver: {samples}, or as many as it has particles. {_words({})}\n\n"
+        f"solver: {samples}, or as many as it has particles. {_words({})}\n\n![The best of each task]({picture})\n"
     )
-    out += "\n".join(f"- {TASKS[t].title}: {words}" for t in tasks if (words := margins(means[t]))) + "\n\n"
-    out += f"![The best of each task]({picture})\n\n## PSNR in dB\n\n{markdown(overview(means, 'psnr'))}\n"
+    most = max(photos, key=lambda photo: len(_methods([r for r in rows if Path(r["image"]).stem == photo])))
+    its = [r for r in rows if Path(r["image"]).stem == most]
+    if _methods(its) == _methods(rows):
+        out += _tables(rows)
+    else:
+        title = f"Means over the {len(photos)} photographs"
+        out += f"\n## {title}\n\nOf the methods that were run on all of them.\n{_tables(rows, '###')}"
+        out += f"\n## Every method that was run on {most}\n{_tables(its, '###')}"
+    bad = [f"- {r['method']} on {r['task']} of {r['image']}: {r['reason']}\n" for r in rows if r["status"] != "DONE"]
+    return (out + ("\n## Not done\n\n" + "".join(bad) if bad else "")).rstrip() + "\n"
+
+
+def _methods(rows: Sequence[Row]) -> set[tuple[str, str]]:
+    """Cells of task and method that have a mean over the photographs of ``rows``."""
+    return {(task, method) for task in TASKS for method in averages(rows, task)}
+
+
+def _tables(rows: Sequence[Row], mark: str = "##") -> str:
+    """Margins and tables of rows under headings of ``mark``."""
+    tasks = [t for t in TASKS if any(r["task"] == t for r in rows)]
+    means = {t: averages(rows, t) for t in tasks}
+    out = "\n" + "".join(f"- {TASKS[t].title}: {words}\n" for t in tasks if (words := margins(means[t])))
+    out += f"\n{mark} PSNR in dB\n\n{markdown(overview(means, 'psnr'))}"
     if any("distance" in r for r in rows):
         name = next(r["distance"] for r in rows if "distance" in r)
-        out += f"## {name}\n\nLess is better.\n\n{markdown(overview(means, 'perceptual'))}\n"
+        out += f"\n{mark} {name}\n\nLess is better.\n\n{markdown(overview(means, 'perceptual'))}"
     for task in tasks:
         noise = f"Noise of standard deviation {TASKS[task].noise:g}." if TASKS[task].noise else "No noise."
-        out += f"## {TASKS[task].title}\n\n{noise}\n\n{markdown(detail(means[task]))}\n"
-    bad = [f"- {r['method']} on {r['task']} of {r['image']}: {r['reason']}\n" for r in rows if r["status"] != "DONE"]
-    return (out + ("## Not done\n\n" + "".join(bad) if bad else "")).rstrip() + "\n"
+        out += f"\n{mark} {TASKS[task].title}\n\n{noise}\n\n{markdown(detail(means[task]))}"
+    return out
 
 
 def _prior(rows: Sequence[Row]) -> str:
@@ -160,6 +182,7 @@ def sheet(rows: Sequence[Row], folder: Path, side: int = 160) -> Tensor:
     """One picture [3, H, W], a line for each task: the measurement, the best classical method, the best solvers."""
     from PIL import Image, ImageDraw, ImageFont
 
+    rows = [r for r in rows if (folder / f"{r['key']}.jpg").is_file()] or rows
     tasks = [t for t in TASKS if any(r["task"] == t for r in rows)]
     photos = list(dict.fromkeys(r["image"] for r in rows))
     gap, text = 8, 34
