@@ -15,7 +15,10 @@ from unveil.operators import Blur, Matrix, as_operator, gaussian_kernel
 from unveil.operators.base import Linear, Operator
 from unveil.rng import Rng
 from unveil.run import Status, stream
+from unveil.schedules import Schedule
+from unveil.solvers.base import Run
 from unveil.solvers.smc.metric import PSEUDO, Metric
+from unveil.solvers.smc.spectrum import of_data
 from unveil.solvers.smc.twist import blurred_likelihood
 from unveil.solvers.smc.unveil_exact import reverse
 
@@ -201,6 +204,17 @@ def test_enkg_does_not_know_how_noisy_the_data_are():
 def test_options_of_chains_and_ensembles_that_mean_nothing_are_refused(name, options):
     with pytest.raises(InputError, match=next(iter(options)) + "|order"):
         unveil.get_solver(name, **options)
+
+
+@pytest.mark.parametrize("std", [1.0, 3.0])
+def test_the_density_of_the_data_in_single_precision_is_that_in_double(std):
+    x = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    y = Problem.simulate(x, Blur(gaussian_kernel(std, 13).double()), 0.02).y
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        problem = Problem(y.to(dtype), Blur(gaussian_kernel(std, 13).to(dtype)), Gaussian(0.02))
+        found.append(of_data(Run(problem, None, Schedule((1.0, 0.0)), Rng([(0, 0), (0, 1)]))))
+    torch.testing.assert_close(*found, rtol=0, atol=0.01)  # of 1e5 nats; was off by 15
 
 
 def test_resampling_waits_for_the_effective_sample_size():
