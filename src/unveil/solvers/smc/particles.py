@@ -48,6 +48,11 @@ def possible(log_likelihood: Tensor) -> Tensor:
     return torch.where(log_likelihood > -torch.inf, 0, -torch.inf).to(exact(log_likelihood))
 
 
+def owed(log_twist: Tensor) -> Tensor:
+    """What a log-weight gives back of a twist [N]: nothing where that is zero, as the weight is then, and stays."""
+    return torch.where(log_twist > -torch.inf, log_twist, 0)
+
+
 def data_possible(problem: Problem, clean: Tensor) -> Tensor:
     """:func:`possible` of clean measurements [N, ...]; without noise everything is."""
     if problem.noise.sigma == 0:
@@ -156,10 +161,10 @@ class TwistedSolver(ParticleSolver):
         x, ahead, x0, gradient, twist = (t[index] for t in (state.x, ahead, x0, gradient, twist))
         mean, std = ancestral(x, ahead, sigma, sigma_next)
         if sigma_next == 0:
-            weights = aux["log_weights"] + self.likelihood(run.problem, mean) - twist
+            weights = aux["log_weights"] + self.likelihood(run.problem, mean) - owed(twist)
             return state.next(mean, x0, **{**aux, "log_weights": weights})
         x, ratio = shifted(mean, self.push(state.i, run) * gradient, std, run)
-        return state.next(x, x0, **aux, move=ratio - twist)
+        return state.next(x, x0, **aux, move=ratio - owed(twist))
 
     def likelihood(self, problem: Problem, x0: Tensor) -> Tensor:
         """The logarithm of the last twist, which is what the particles are drawn by in the end [N]."""
