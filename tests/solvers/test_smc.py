@@ -9,12 +9,12 @@ import pytest
 import torch
 
 import unveil
-from unveil import Gaussian, Poisson, Problem
+from unveil import Gaussian, Poisson, Problem, Reward
 from unveil.bench.families import get_problem
 from unveil.bench.mixtures import Cell
 from unveil.errors import InputError
 from unveil.noise import Noise
-from unveil.operators import Blur, Matrix, as_operator, gaussian_kernel
+from unveil.operators import Blur, Identity, Matrix, as_operator, gaussian_kernel
 from unveil.operators.base import Linear, Operator
 from unveil.rng import Rng
 from unveil.run import Status, stream
@@ -173,6 +173,39 @@ def test_what_cannot_have_made_the_data_is_dropped_and_ends_the_run_if_it_is_all
         result = unveil.solve(problem, PLANE.prior, solver, samples=64, steps=12)
         assert not bool(result.weights[0][bars(problem.operator(result.samples[0]))].any())
         assert bool(torch.isfinite(result.log_evidence).all())
+
+
+# -- rewards -----------------------------------------------------------------------------------------------------------
+
+TO_REWARD = {"das": {}, "fk-steering": {}, "tds": {}, "unveil-exact": QUICK}
+
+
+@pytest.mark.parametrize("name", TO_REWARD)
+def test_a_gaussian_prior_and_a_linear_reward_are_a_gaussian_moved(name):
+    prior, towards, runs = PLANE.prior, torch.tensor([1.0, 1.0]), 8
+    problem = Problem(torch.zeros(runs, 2), Identity(), Reward(lambda x: x @ towards), value_range=(-1.0, 1.0))
+    solver, steps = unveil.get_solver(name, **TO_REWARD[name]), 12 if name == "unveil-exact" else 50
+    result = unveil.solve(problem, prior, solver, samples=128, steps=steps, seed=list(range(runs)))
+    shift = prior.covariance @ towards.double()  # log p + a x is Gaussian again, of the same width
+    width = prior.covariance.diagonal().sqrt()
+    error = (result.mean.double().mean(0) - prior.mean - shift) / width
+    assert float(error.abs().max()) < 0.12  # without the reward 1
+    assert float((result.std.mean(0) / width - 1).abs().max()) < 0.1
+    ratio = (result.log_evidence - towards.double() @ (prior.mean + shift / 2)).exp()
+    assert abs(float(ratio.mean()) - 1) < 4 * float(ratio.std()) / runs**0.5 + 0.01
+    assert float(ratio.std()) < 0.5
+
+
+def test_a_reward_that_torch_cannot_differentiate_is_enough_for_steering():
+    problem = Problem(torch.zeros(1, 2), Identity(), Reward(lambda x: 2.0 * (x[:, 0] > 0.5)), value_range=(-1.0, 1.0))
+    share = float((PLANE.prior.sample(20000, 0)[:, 0] > 0.5).double().mean())
+    wanted = share * np.e**2 / (1 + share * (np.e**2 - 1))
+    for solver in ("fk-steering", unveil.get_solver("unveil-exact", **{**QUICK, "langevins": 0})):
+        result = unveil.solve(problem, PLANE.prior, solver, samples=512, steps=20)
+        found = float((result.weights * (result.samples[..., 0] > 0.5)).sum())
+        assert abs(found - wanted) < 0.1
+    with pytest.raises(InputError, match="only evaluates"):
+        unveil.solve(problem, PLANE.prior, "tds", samples=16, steps=4)
 
 
 # -- black boxes ------------------------------------------------------------------------------------------------------

@@ -49,6 +49,7 @@ class FKSteering(ParticleSolver):
     """
 
     black_box: ClassVar[bool] = True
+    rewards: ClassVar[bool] = True
 
     resampling: str = "multinomial"
     potential: str = "diff"

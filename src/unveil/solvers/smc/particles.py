@@ -136,6 +136,7 @@ class TwistedSolver(ParticleSolver):
     """A particle solver whose proposal is the prior's kernel, moved along the gradient of a twist."""
 
     gradient: ClassVar[bool] = True
+    rewards: ClassVar[bool] = True
 
     def twist(self, i: int, problem: Problem, x0: Tensor, run: Run) -> tuple[Tensor, Tensor]:
         """The logarithm of step i's twist [N], but for the last, and its gradient in x0 = D(x, sigma) [N, ...]."""
