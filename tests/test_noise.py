@@ -26,6 +26,7 @@ from unveil.noise import (
     Poisson,
     PoissonGaussian,
     Quantisation,
+    Reward,
     Rician,
     Speckle,
     checks,
@@ -239,6 +240,31 @@ def test_no_global_random_state() -> None:
 def test_poisson_stream_of_wrong_size() -> None:
     with pytest.raises(InputError, match="this stream has 2"):
         single(0, 2).poisson(torch.ones(3, 4))
+
+
+# -- rewards ------------------------------------------------------------------------------------------------
+
+
+def test_a_reward_is_the_likelihood_and_its_gradient_the_score() -> None:
+    clean, y = light(3, 4), torch.zeros(3, 4, dtype=torch.float64)
+    model = Reward(lambda x: -x.square().sum(1))
+    assert model.sigma is None
+    assert model.variance(clean) is None
+    torch.testing.assert_close(model.log_prob(y, clean), -clean.square().sum(1))
+    with torch.no_grad():
+        torch.testing.assert_close(model.score(y, clean), -2 * clean)
+    assert model.describe()["name"] == "reward"
+    with pytest.raises(InputError, match="makes no data"):
+        model.sample(clean, single(0, 3))
+    with pytest.raises(InputError, match=r"one number for each signal \[N\]: \(3, 4\) gave \(\)"):
+        Reward(lambda x: x.sum()).log_prob(y, clean)
+    with pytest.raises(InputError, match="only evaluates"):
+        Reward(lambda x: x.detach().sum(1)).score(y, clean)
+
+
+def test_which_solvers_take_rewards() -> None:
+    problem = Problem(torch.zeros(1, 2), operators.Identity(), Reward(lambda x: x.sum(1)))
+    assert set(list_solvers(fits=problem)) == {"das", "fk-steering", "scg", "tds", "unveil-exact"}
 
 
 # -- every registered model ----------------------------------------------------------------------------------

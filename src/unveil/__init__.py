@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from . import solvers as solvers
     from . import tuning as tuning
     from .errors import CheckpointError, InputError, NotCompatible, UnknownName, UnveilError
-    from .noise import Gaussian, Noise, NoNoise, Poisson, PoissonGaussian, estimate_sigma
+    from .noise import Gaussian, Noise, NoNoise, Poisson, PoissonGaussian, Reward, estimate_sigma
     from .operators import as_operator, example_operator
     from .priors import GaussianMixturePrior, GaussianPrior, Prior, as_prior, load_prior
     from .problem import Problem
@@ -43,7 +43,7 @@ _MODULES = (
 )  # fmt: skip
 _HOME = {
     "errors": ("CheckpointError", "InputError", "NotCompatible", "UnknownName", "UnveilError"),
-    "noise": ("Gaussian", "NoNoise", "Noise", "Poisson", "PoissonGaussian", "estimate_sigma"),
+    "noise": ("Gaussian", "NoNoise", "Noise", "Poisson", "PoissonGaussian", "Reward", "estimate_sigma"),
     "operators": ("as_operator", "example_operator"),
     "priors": ("GaussianMixturePrior", "GaussianPrior", "Prior", "as_prior", "load_prior"),
     "problem": ("Problem",),
@@ -101,6 +101,7 @@ __all__ = [
     "Prior",
     "Problem",
     "Result",
+    "Reward",
     "Run",
     "Schedule",
     "Solver",

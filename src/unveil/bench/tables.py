@@ -50,7 +50,8 @@ with Hamiltonian Monte Carlo in eight; `python -m unveil.bench.references` makes
 The distance is the sliced Wasserstein-2 distance of {samples} samples to as many draws of the reference, as a multiple
 of what such draws have among themselves: 1 is perfect, but for a spread of about {spread:.0%}. In brackets the ratio of
 standard deviations. A dash: the solver does not take the problem, or was not run; a point estimate has its error of the
-mean instead, in posterior standard deviations, in italics.
+mean instead, in posterior standard deviations, in italics. Each is one run of one seed: where modes lie apart, as in
+phase-2, their shares, and with them the distance, change from seed to seed.
 
 {table}
 """

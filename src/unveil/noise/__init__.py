@@ -7,6 +7,7 @@ from .counting import Poisson, PoissonGaussian, Speckle
 from .detectors import Clipped, Impulse, Laplace, Quantisation, Rician
 from .estimate import estimate_poisson_gaussian, estimate_sigma
 from .gaussian import CirculantGaussian, DiagonalGaussian, FullGaussian, Gaussian, NoNoise
+from .reward import Reward
 
 __all__ = [
     "CirculantGaussian",
@@ -21,6 +22,7 @@ __all__ = [
     "Poisson",
     "PoissonGaussian",
     "Quantisation",
+    "Reward",
     "Rician",
     "Speckle",
     "estimate_poisson_gaussian",

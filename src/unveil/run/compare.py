@@ -101,7 +101,8 @@ def compare(
         particle method that estimates the evidence.
     samples, repeats, steps, chunk:
         Particles of a run, independent runs of each model, and steps. The means over the runs are unbiased if the
-        method's are; the standard error comes from their spread.
+        method's are; the standard error comes from their spread. Too few steps bias them, which it does not show: take
+        more of them until log p(y) stays (docs/trust.md has numbers).
     odds:
         How probable the models were before the data came, in any unit; equal by default.
 

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor
 
+from ..noise import Reward
 from ..operators.base import Linear, Spectral
 from ..priors.base import Prior
 from ..problem import Problem
@@ -119,6 +120,8 @@ class Solver:
         The fewest samples per measurement that the solver can work with.
     black_box:
         True if the operator is only evaluated, without derivative or adjoint: any program can be one.
+    rewards:
+        True if all that is asked of the data is the likelihood, so that any reward (:class:`unveil.Reward`) will do.
     sibling:
         Of a solver that needs a measurement without noise: the nearest one that takes noise.
     """
@@ -132,6 +135,7 @@ class Solver:
     coupled: ClassVar[bool] = False
     particles: ClassVar[int] = 1
     black_box: ClassVar[bool] = False
+    rewards: ClassVar[bool] = False
     sibling: ClassVar[str] = ""
 
     def schedule(self, prior: Prior, steps: int) -> Schedule:
@@ -156,6 +160,8 @@ class Solver:
     def unfit(self, problem: Problem) -> str | None:
         """Why the solver cannot run on the problem, or None if it can."""
         sigma_y = problem.noise.sigma
+        if isinstance(problem.noise, Reward) and not self.rewards:
+            return "it compares signals with data, which a reward has none of"
         if "linear" in self.needs and not isinstance(problem.operator, Linear):
             return "it needs a linear operator"
         if "spectral" in self.needs and not isinstance(problem.operator, Spectral):

@@ -78,7 +78,9 @@ class DAPS(Solver):
             if sigma is None or not isinstance(problem.operator, Linear):
                 return "with inner='exact' it needs a linear operator and Gaussian noise"
             return None
-        return None if sigma is None or sigma > 0 else "its Markov chain needs noise: sigma_y > 0, or inner='exact'"
+        if sigma == 0:
+            return "its Markov chain needs noise: sigma_y > 0, or inner='exact'"
+        return super().unfit(problem)
 
     def schedule(self, prior: Prior, steps: int) -> Schedule:
         scale = (prior.value_range[1] - prior.value_range[0]) / 2

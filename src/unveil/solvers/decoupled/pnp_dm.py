@@ -15,6 +15,7 @@ from ...registry import register
 from ...schedules import Schedule, karras
 from ..base import Run, Solver, State
 from ..moves import ddim, midway
+from ..smc.particles import data_possible
 from .data_steps import chain, curvature
 
 
@@ -93,7 +94,7 @@ class PnPDM(Solver):
         return Schedule((*fall, *flat, 0.0))
 
     def step(self, state: State, run: Run) -> State:
-        rho, _ = run.schedule.pair(state.i)
+        rho, rho_next = run.schedule.pair(state.i)
         gaussian = exact(run.problem)
         z = run.problem.conditional(state.x, rho**2, run.rng) if gaussian else self.chained(state, rho, run)
         low = max(run.prior.sigma_range[0], 0.002 * run.scale)
@@ -104,7 +105,10 @@ class PnPDM(Solver):
             x0 = run.prior.denoise(inner.x, sigma)
             ahead = midway(x0, inner, levels) if self.order == 2 else x0
             inner = inner.next(ddim(inner.x, ahead, sigma, sigma_next, self.eta, run.rng), x0)
-        return state.next(inner.x, inner.x0, **({} if gaussian else {"z": z}))
+        aux = {} if gaussian else {"z": z}
+        if rho_next == 0:
+            aux["possible"] = data_possible(run.problem, run.problem.operator(inner.x))
+        return state.next(inner.x, inner.x0, **aux)
 
     def chained(self, state: State, rho: float, run: Run) -> Tensor:
         """A draw of z given x and the data, by a Markov chain from the z before."""

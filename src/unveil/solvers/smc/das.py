@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from ...problem import Problem
@@ -60,8 +61,10 @@ class DAS(TwistedSolver):
         return float(min(rate, 1.0))
 
     def twist(self, i: int, problem: Problem, x0: Tensor, run: Run) -> tuple[Tensor, Tensor]:
-        ahead = self.temper(i + 1, run) / self.alpha
-        return self.temper(i, run) * self.likelihood(problem, x0), ahead * problem.score(x0)
+        now, ahead = self.temper(i, run), self.temper(i + 1, run) / self.alpha
+        likelihood = self.likelihood(problem, x0)
+        # 0^0 = 1: at first nothing is let in, not even that the likelihood is zero
+        return now * likelihood if now else torch.zeros_like(likelihood), ahead * problem.score(x0)
 
     def push(self, i: int, run: Run) -> float:
         sigma, sigma_next = run.schedule.pair(i)

@@ -14,7 +14,7 @@ from ...problem import Problem, squared_norm
 from ...registry import register
 from ..base import Run, State
 from ..moves import ancestral
-from .particles import ParticleSolver, exact, graph_rows, per_row, total
+from .particles import ParticleSolver, data_possible, exact, graph_rows, owed, per_row, total
 from .twist import blurred_likelihood
 
 
@@ -82,7 +82,7 @@ class DCPS(ParticleSolver):
             x0 = run.prior.denoise(x, sigma)
             mean, std = ancestral(x, x0, sigma, sigma_next)
             if sigma_next == 0:
-                return state.next(mean, x0)
+                return state.next(mean, x0, possible=data_possible(run.problem, run.problem.operator(mean)))
             mu, log_std = self.fitted(mean, std, sigma_next, tau, run)
             return state.next(mu + log_std.exp() * run.rng.normal(mu), x0)
         x0 = run.prior.denoise(state.x, sigma)
@@ -92,12 +92,12 @@ class DCPS(ParticleSolver):
         x, ahead, x0, twist = (t[index] for t in (state.x, ahead, x0, twist))
         mean, std = ancestral(x, ahead, sigma, sigma_next)
         if sigma_next == 0:
-            weights = aux["log_weights"] + run.problem.log_likelihood(mean).to(exact(mean)) - twist
+            weights = aux["log_weights"] + run.problem.log_likelihood(mean).to(exact(mean)) - owed(twist)
             return state.next(mean, x0, **{**aux, "log_weights": weights})
         d = self.shift(mean, std, sigma_next, tau, run) / std
         z = run.rng.normal(mean)
         x = mean.add_(d + z, alpha=std)
-        return state.next(x, x0, **aux, move=-total(d * (0.5 * d + z)) - twist)
+        return state.next(x, x0, **aux, move=-total(d * (0.5 * d + z)) - owed(twist))
 
     # -- weighted ----------------------------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from ...problem import Problem
 from ...registry import register
 from ..base import Run, State
 from ..moves import ancestral
-from .particles import ParticleSolver, exact, without_evidence
+from .particles import ParticleSolver, exact, owed, without_evidence
 from .twist import blurred_likelihood
 
 POTENTIALS = ("diff", "max", "add", "rt")
@@ -49,6 +49,7 @@ class FKSteering(ParticleSolver):
     """
 
     black_box: ClassVar[bool] = True
+    rewards: ClassVar[bool] = True
 
     resampling: str = "multinomial"
     potential: str = "diff"
@@ -119,5 +120,5 @@ class FKSteering(ParticleSolver):
         else:
             gained = reward
         index, kept = self.resample(state.aux["log_weights"] + gained, state.aux, run)
-        aux = {**kept, "memory": memory[index], "paid": (paid + gained)[index]}
+        aux = {**kept, "memory": owed(memory)[index], "paid": owed(paid + gained)[index]}
         return aux, tuple(t[index] for t in tensors)

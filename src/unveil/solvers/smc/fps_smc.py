@@ -73,6 +73,15 @@ class FPSSMC(ParticleSolver):
         first = data.log_normal(d, var + (a * sigma) ** 2) + of_data(run)
         return replace(state, x=A.V(x), aux={**state.aux, "log_weights": first})
 
+    def start(self, run: Run, x_init: Tensor) -> State:
+        state, data = super().start(run, x_init), Spectrum.of(run)
+        if self.path:
+            return state
+        # what is not drawn given the data is weighed by psi
+        a, var = self.twist(0, data, run)
+        first = data.log_normal(data.ybar - torch.lerp(data.middle, run.spectral.Vt(state.x), a), var) + of_data(run)
+        return replace(state, aux={**state.aux, "log_weights": first})
+
     def step(self, state: State, run: Run) -> State:
         sigma, sigma_next = run.schedule.pair(state.i)
         A, data = run.spectral, Spectrum.of(run)

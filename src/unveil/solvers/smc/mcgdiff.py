@@ -60,6 +60,12 @@ class MCGDiff(ParticleSolver):
         first = data.log_normal(data.ybar - middle, var + sigma**2) + of_data(run)
         return replace(state, x=A.V(x), aux={**state.aux, "log_weights": first})
 
+    def start(self, run: Run, x_init: Tensor) -> State:
+        # what is not drawn given the data is weighed by psi
+        state, data = super().start(run, x_init), Spectrum.of(run)
+        first = data.log_normal(data.ybar - run.spectral.Vt(state.x), self.spread(0, data, run)) + of_data(run)
+        return replace(state, aux={**state.aux, "log_weights": first})
+
     def step(self, state: State, run: Run) -> State:
         sigma, sigma_next = run.schedule.pair(state.i)
         A, data = run.spectral, Spectrum.of(run)

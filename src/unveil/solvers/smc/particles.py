@@ -48,6 +48,11 @@ def possible(log_likelihood: Tensor) -> Tensor:
     return torch.where(log_likelihood > -torch.inf, 0, -torch.inf).to(exact(log_likelihood))
 
 
+def owed(log_twist: Tensor) -> Tensor:
+    """What a log-weight gives back of a twist [N]: nothing where that is zero, as the weight is then, and stays."""
+    return torch.where(log_twist > -torch.inf, log_twist, 0)
+
+
 def data_possible(problem: Problem, clean: Tensor) -> Tensor:
     """:func:`possible` of clean measurements [N, ...]; without noise everything is."""
     if problem.noise.sigma == 0:
@@ -131,6 +136,7 @@ class TwistedSolver(ParticleSolver):
     """A particle solver whose proposal is the prior's kernel, moved along the gradient of a twist."""
 
     gradient: ClassVar[bool] = True
+    rewards: ClassVar[bool] = True
 
     def twist(self, i: int, problem: Problem, x0: Tensor, run: Run) -> tuple[Tensor, Tensor]:
         """The logarithm of step i's twist [N], but for the last, and its gradient in x0 = D(x, sigma) [N, ...]."""
@@ -156,10 +162,10 @@ class TwistedSolver(ParticleSolver):
         x, ahead, x0, gradient, twist = (t[index] for t in (state.x, ahead, x0, gradient, twist))
         mean, std = ancestral(x, ahead, sigma, sigma_next)
         if sigma_next == 0:
-            weights = aux["log_weights"] + self.likelihood(run.problem, mean) - twist
+            weights = aux["log_weights"] + self.likelihood(run.problem, mean) - owed(twist)
             return state.next(mean, x0, **{**aux, "log_weights": weights})
         x, ratio = shifted(mean, self.push(state.i, run) * gradient, std, run)
-        return state.next(x, x0, **aux, move=ratio - twist)
+        return state.next(x, x0, **aux, move=ratio - owed(twist))
 
     def likelihood(self, problem: Problem, x0: Tensor) -> Tensor:
         """The logarithm of the last twist, which is what the particles are drawn by in the end [N]."""

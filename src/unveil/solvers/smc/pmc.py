@@ -16,7 +16,7 @@ from ...registry import register
 from ...schedules import Schedule
 from ..base import Run, Solver, State
 from ..decoupled.data_steps import curvature
-from .particles import per_row
+from .particles import data_possible, per_row
 
 ORDERS = ("red", "pnp")
 
@@ -98,9 +98,11 @@ class PMC(Solver):
         return replace(state, aux={"curvature": curvature(run.problem, state.x0)}) if quadratic(run.problem) else state
 
     def step(self, state: State, run: Run) -> State:
-        sigma, _ = run.schedule.pair(state.i)
+        sigma, sigma_next = run.schedule.pair(state.i)
         a = max((self.weight * sigma / (self.sigma_end * run.scale)) ** 2, 1.0) / sigma**2
-        bend = state.aux["curvature"] if state.aux else curvature(run.problem, state.x)
+        bend = state.aux.get("curvature")
+        if bend is None:
+            bend = curvature(run.problem, state.x)
         g = per_row(self.step_size / (bend + a), state.x)
         # what is not quadratic may be steeper away from here: no entry moves further than the noise level
         reach = math.inf if quadratic(run.problem) else sigma
@@ -108,7 +110,8 @@ class PMC(Solver):
         at = state.x if self.order == "red" else state.x + data
         x0 = run.prior.denoise(at, sigma)
         x = state.x + data + (g * a) * (x0 - at) + (2 * g).sqrt() * run.rng.normal(state.x)
-        return state.next(x, x0, **state.aux)
+        alive = {"possible": data_possible(run.problem, run.problem.operator(x))} if sigma_next == 0 else {}
+        return state.next(x, x0, **state.aux, **alive)
 
 
 def quadratic(problem: Problem) -> bool:

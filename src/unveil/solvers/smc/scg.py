@@ -45,6 +45,7 @@ class SCG(Solver):
 
     family: ClassVar[str] = "smc"
     black_box: ClassVar[bool] = True
+    rewards: ClassVar[bool] = True
 
     candidates: int = 8
     unguided: float = 0.25

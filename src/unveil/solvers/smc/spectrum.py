@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from ...problem import Problem, squared_norm
+from ...problem import Problem
 from ..base import Run
 from .particles import exact, total
 
@@ -63,6 +63,7 @@ def of_data(run: Run) -> Tensor:
     sigma_y = run.problem.sigma_y
     if sigma_y == 0:
         return change
-    left = (squared_norm(y) - squared_norm(c)).clamp_min(0).to(exact(c))
+    # not |y|^2 - |c|^2: two large numbers, of which single precision leaves no difference
+    left = total((y - A.U(torch.where(seen, c, 0))).abs().square())
     spare = run.problem.m - total(seen.to(exact(c)))
     return change - 0.5 * (left / sigma_y**2 + spare * math.log(2 * math.pi * sigma_y**2))

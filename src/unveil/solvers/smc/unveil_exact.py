@@ -85,6 +85,7 @@ class UnveilExact(Solver):
     coupled: ClassVar[bool] = True
     particles: ClassVar[int] = 2
     default_steps: ClassVar[int] = 60
+    rewards: ClassVar[bool] = True
 
     prior_steps: int = 120
     oversampling: int = 16
