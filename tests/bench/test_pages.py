@@ -20,6 +20,12 @@ def test_the_pages_are_current():
     assert found == pages(), "run: make docs"
 
 
+def test_the_pages_have_the_papers_values_beside_the_defaults():
+    text = pages()["ddrm.md"]
+    assert "| option | default | paper |\n|---|---|---|\n| `steps` | `50` | 20 |\n" in text
+    assert "| `eta` | `None` | 0.85 |\n| `eta_b` | `1.0` | 1 |\n\nCard" in text
+
+
 def test_the_table_of_the_readme_is_current():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert readme == with_table(readme), "run: make docs"

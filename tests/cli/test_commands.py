@@ -43,6 +43,18 @@ def test_show_every_solver(unveil):
     assert "arXiv 2305.04391" in unveil("show", "red-diff")[1]
 
 
+def test_show_prints_the_papers_values_beside_the_defaults(unveil, monkeypatch):
+    out = unveil("show", "ddrm")[1]
+    assert "50 by default; paper: 20\n" in out
+    rows = [line.split() for line in out.splitlines()]
+    assert ["name", "default", "paper", "type", "tuned", "within"] in rows
+    assert ["eta_b", "1.0", "1", "float", "0:1"] in rows
+    monkeypatch.setattr(type(package.get_solver("ddrm")), "paper", {})
+    out = unveil("show", "ddrm")[1]
+    assert "50 by default\n" in out
+    assert ["eta_b", "1.0", "float", "0:1"] in [line.split() for line in out.splitlines()]
+
+
 def test_show_operator_prior_and_card(unveil, monkeypatch):
     for name in package.list_operators():
         status, out, _ = unveil("show", name)

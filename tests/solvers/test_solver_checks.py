@@ -225,6 +225,15 @@ def test_form():
         check_solver(Anonymous())
 
     @dataclass(frozen=True)
+    class Misspelt(Good):
+        """With the paper's value of an option that it has not, doi: none."""
+
+        paper: ClassVar[dict[str, str]] = {"steps": "10", "zetta": "1"}
+
+    with pytest.raises(AssertionError, match="paper's value of zetta, which is no option"):
+        check_solver(Misspelt())
+
+    @dataclass(frozen=True)
     class Tensors(Good):
         """With an option that no recipe can hold, doi: none."""
 

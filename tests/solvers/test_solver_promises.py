@@ -88,6 +88,14 @@ def test_every_solver_fits_problems_of_the_suite():
         assert len(fitting) >= 3, (name, fitting)
 
 
+@pytest.mark.parametrize("name", unveil.list_solvers())
+def test_every_solver_says_what_the_paper_has_for_each_option(name):
+    solver = unveil.get_solver(name)
+    assert "paper" in vars(type(solver)), "inherited: another paper's"
+    assert set(solver.paper) == {"steps", *solver.options()}
+    assert all(text and "|" not in text for text in solver.paper.values()), "an empty cell, or two, of the page's table"
+
+
 @pytest.mark.parametrize("name", [n for n in unveil.list_solvers() if "noiseless" in unveil.get_solver(n).needs])
 def test_a_solver_for_data_without_noise_names_one_that_takes_it(name):
     solver, noisy = unveil.get_solver(name), cases()[1].problem

@@ -102,13 +102,16 @@ def _show_solver(solver: Solver, console: Console) -> None:
     console.print(
         f"\n[bold]needs[/bold]    {', '.join(_needs(solver)) or 'nothing: any differentiable operator and any noise'}"
     )
-    console.print(f"[bold]steps[/bold]    {solver.default_steps} by default", highlight=False)
+    steps = f"; paper: {solver.paper['steps']}" if "steps" in solver.paper else ""
+    console.print(f"[bold]steps[/bold]    {solver.default_steps} by default{steps}", highlight=False)
     table = Table(box=None, pad_edge=False, title="options", title_justify="left", title_style="bold")
-    for column in ("name", "default", "type", "tuned within"):
+    table.add_column("name", no_wrap=True)
+    for column in ("default", "paper", "type", "tuned within"):
         table.add_column(column)
     for option in dataclasses.fields(solver):
-        span = own_range(solver, option.name)
-        table.add_row(option.name, str(option.default), str(option.type), "" if span is None else str(span))
+        span, paper = own_range(solver, option.name), solver.paper.get(option.name, "")
+        row = (option.name, str(option.default), paper, str(option.type), "" if span is None else str(span))
+        table.add_row(*map(escape, row))
     console.print()
     console.print(table)
     card = load_card(solver.name)

@@ -30,6 +30,9 @@ HEAD = f"""# Solvers
 The last two columns are medians over those problems, of the sliced Wasserstein-2 distance as a multiple of what as many
 exact draws have (1 is perfect), and of the ratio of standard deviations.
 
+On its page, beside the default of every option, is what the paper (or its authors' code) has in its own setting, in the
+units used here: "own" is an option of this library's, "not at hand" a number that is not known here.
+
 """
 
 MEASURED = Path("src/unveil/solvers/measured.json")
@@ -109,12 +112,18 @@ def _median(rows: Sequence[dict[str, Any]], label: str, key: str) -> float | Non
 
 def _page(name: str) -> str:
     solver = get_solver(name)
-    options = ", ".join(f"`{k}={v!r}`" for k, v in solver.options().items()) or "none"
     text = inspect.getdoc(type(solver)) or ""
     out = f"# {name}\n\n{MADE}\n\n```text\n{text}\n```\n\n"
-    out += f"Family: {solver.family}. Needs: {needs(solver)}. Steps: {solver.default_steps}. Options: {options}.\n"
+    out += f"Family: {solver.family}. Needs: {needs(solver)}.\n\n{_options(solver)}"
     card = load_card(name)
     return out + (_card(card) if card else "\nNo card yet.\n")
+
+
+def _options(solver: Solver) -> str:
+    """The steps and the options in a table: default, and what the paper has."""
+    values = {"steps": solver.default_steps, **solver.options()}
+    rows = [f"| `{name}` | `{value!r}` | {solver.paper.get(name, '')} |\n" for name, value in values.items()]
+    return "| option | default | paper |\n|---|---|---|\n" + "".join(rows)
 
 
 def _card(card: dict[str, Any]) -> str:

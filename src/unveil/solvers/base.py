@@ -124,6 +124,9 @@ class Solver:
         True if all that is asked of the data is the likelihood, so that any reward (:class:`unveil.Reward`) will do.
     sibling:
         Of a solver that needs a measurement without noise: the nearest one that takes noise.
+    paper:
+        What the paper (or its authors' code, where it is silent) has in its own setting, in our units: of each option,
+        and of ``steps``. "own" where the option is this library's, "not at hand" where the number is not known here.
     """
 
     name: ClassVar[str] = ""
@@ -137,6 +140,7 @@ class Solver:
     black_box: ClassVar[bool] = False
     rewards: ClassVar[bool] = False
     sibling: ClassVar[str] = ""
+    paper: ClassVar[dict[str, str]] = {}
 
     def schedule(self, prior: Prior, steps: int) -> Schedule:
         """The solver's noise levels for a prior, in the prior's units: by default Karras' over its sigma_range."""

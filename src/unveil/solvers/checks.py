@@ -121,6 +121,8 @@ def check_form(solver: Solver) -> float:
     params = getattr(cls, "__dataclass_params__", None)
     _demand(solver, params is not None and params.frozen, "is not a frozen dataclass: @dataclass(frozen=True)")
     _demand(solver, "__dataclass_params__" in vars(cls), "has no @dataclass(frozen=True) of its own")
+    unknown = set(solver.paper) - {"steps", *solver.options()}
+    _demand(solver, not unknown, f"has a paper's value of {', '.join(sorted(unknown))}, which is no option of it")
     strange = set(solver.needs) - NEEDS
     _demand(solver, isinstance(solver.needs, frozenset), "must declare needs as a frozenset")
     _demand(solver, not strange, f"needs {', '.join(map(str, strange))}, known are {', '.join(sorted(NEEDS))}")

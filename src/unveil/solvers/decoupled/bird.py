@@ -47,6 +47,11 @@ class BIRD(SeededSolver):
     """
 
     default_steps: ClassVar[int] = 200
+    paper: ClassVar[dict[str, str]] = {
+        "steps": "200; 100 for super-resolution",
+        "lr": "0.01; 0.001 for super-resolution",
+        "ddim_steps": "10",
+    }
 
     lr: float = 0.01
     ddim_steps: int = 10

@@ -57,6 +57,18 @@ class DAPS(Solver):
 
     family: ClassVar[str] = "decoupled"
     default_steps: ClassVar[int] = 200
+    paper: ClassVar[dict[str, str]] = {
+        "steps": "200",
+        "inner": "langevin",
+        "inner_steps": "100",
+        "leapfrogs": "own",
+        "step_size": "2 for Gaussian blur, 1 for box inpainting, falling to a hundredth",
+        "spread": "1",
+        "ode_steps": "5",
+        "ode_end": "0.01",
+        "sigma_start": "100",
+        "sigma_end": "0.1",
+    }
 
     inner: str = "langevin"
     inner_steps: int = 100

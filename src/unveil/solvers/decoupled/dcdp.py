@@ -53,6 +53,15 @@ class DCDP(Solver):
     family: ClassVar[str] = "decoupled"
     clean: ClassVar[bool] = True
     default_steps: ClassVar[int] = 10
+    paper: ClassVar[dict[str, str]] = {
+        "steps": "10; 20 for inpainting, 200 for non-linear problems",
+        "inner_steps": "100; 50 for inpainting",
+        "lr": "0.01; 1 for deblurring",
+        "momentum": "0.9",
+        "purify_steps": "20; 1 in version 2",
+        "time_start": "400; 700 for inpainting, 1000 for non-linear problems",
+        "time_end": "1; 20 or 50 for non-linear problems",
+    }
 
     inner_steps: int = 100
     lr: float = 0.01

@@ -42,6 +42,13 @@ class DiffPIR(Solver):
 
     family: ClassVar[str] = "decoupled"
     needs: ClassVar[frozenset[str]] = frozenset({"gaussian"})
+    paper: ClassVar[dict[str, str]] = {
+        "steps": "100; 20 for inpainting",
+        "lam": "0.25 (1 in mixed units)",
+        "zeta": "0.1 for deblurring, 0.1 to 0.25 for super-resolution, 1 for inpainting",
+        "spacing": "quad",
+        "sigma_start": "inf",
+    }
 
     lam: float = 1.0
     zeta: float = 0.3

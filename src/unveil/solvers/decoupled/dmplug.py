@@ -49,6 +49,12 @@ class DMPlug(SeededSolver):
 
     gradient: ClassVar[bool] = True
     default_steps: ClassVar[int] = 5000
+    paper: ClassVar[dict[str, str]] = {
+        "steps": "5000; 10000 for non-linear problems",
+        "lr": "0.01",
+        "ddim_steps": "3",
+        "stop": "by the iterates' moving variance",
+    }
 
     lr: float = 0.01
     ddim_steps: int = 3

@@ -62,6 +62,17 @@ class PnPDM(Solver):
     family: ClassVar[str] = "decoupled"
     clean: ClassVar[bool] = True
     default_steps: ClassVar[int] = 100
+    paper: ClassVar[dict[str, str]] = {
+        "steps": "100",
+        "rho0": "10",
+        "rho_min": "0.3; 0.1 for phase retrieval",
+        "burn": "0.33 (a decay of 0.9; 0.44 for phase retrieval)",
+        "inner_steps": "those of 100 levels that are below rho",
+        "eta": "1; 0 for coded diffraction",
+        "order": "1",
+        "chain_steps": "100",
+        "step_size": "1e-4 for phase retrieval, 1e-3 for coded diffraction, not relative",
+    }
 
     rho0: float = 1.0
     rho_min: float = 0.02

@@ -53,6 +53,13 @@ class ReSample(Solver):
 
     family: ClassVar[str] = "decoupled"
     default_steps: ClassVar[int] = 500
+    paper: ClassVar[dict[str, str]] = {
+        "steps": "500",
+        "every": "10",
+        "gamma": "40",
+        "optimizer": "adam",
+        "inner_steps": "2000",
+    }
 
     every: int = 10
     gamma: float = 40.0

@@ -51,6 +51,13 @@ class SITCOM(Solver):
     family: ClassVar[str] = "decoupled"
     gradient: ClassVar[bool] = True
     default_steps: ClassVar[int] = 20
+    paper: ClassVar[dict[str, str]] = {
+        "steps": "20",
+        "inner_steps": "20 to 30",
+        "lr": "0.01; 0.02 in the script",
+        "lam": "0 in the code",
+        "margin": "0.001",
+    }
 
     inner_steps: int = 20
     lr: float = 0.01

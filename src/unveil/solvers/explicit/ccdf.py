@@ -39,6 +39,7 @@ class CCDF(Solver):
     needs: ClassVar[frozenset[str]] = frozenset({"linear", "noiseless"})
     sibling: ClassVar[str] = "ddnm"
     default_steps: ClassVar[int] = 20
+    paper: ClassVar[dict[str, str]] = {"steps": "not at hand", "sigma_start": "not at hand"}
 
     sigma_start: float = 0.75
 

@@ -54,6 +54,12 @@ class DDNM(Solver):
 
     family: ClassVar[str] = "explicit"
     needs: ClassVar[frozenset[str]] = frozenset({"linear", "gaussian"})
+    paper: ClassVar[dict[str, str]] = {
+        "steps": "100",
+        "eta": "0.85",
+        "travel_length": "1; 10 in hq_demo",
+        "travel_repeats": "1; 3 in hq_demo",
+    }
 
     eta: float | None = None
     travel_length: int = 1

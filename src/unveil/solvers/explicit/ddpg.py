@@ -46,6 +46,14 @@ class DDPG(Solver):
 
     family: ClassVar[str] = "explicit"
     needs: ClassVar[frozenset[str]] = frozenset({"linear", "gaussian"})
+    paper: ClassVar[dict[str, str]] = {
+        "steps": "100",
+        "gamma": "8 for deblurring; by task",
+        "zeta": "0.5; without noise 0.7 for super-resolution, 1 for deblurring",
+        "eta_tilde": "0.7",
+        "decay": "True; False for noise 0.01",
+        "inject": "True; False is IDPG",
+    }
 
     gamma: float = 8.0
     zeta: float = 0.5

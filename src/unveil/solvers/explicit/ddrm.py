@@ -46,6 +46,7 @@ class DDRM(Solver):
     family: ClassVar[str] = "explicit"
     needs: ClassVar[frozenset[str]] = frozenset({"spectral", "gaussian"})
     default_steps: ClassVar[int] = 50
+    paper: ClassVar[dict[str, str]] = {"steps": "20", "eta": "0.85", "eta_b": "1"}
 
     eta: float | None = None
     eta_b: float = 1.0

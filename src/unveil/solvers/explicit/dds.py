@@ -45,6 +45,7 @@ class DDS(Solver):
     family: ClassVar[str] = "explicit"
     needs: ClassVar[frozenset[str]] = frozenset({"linear", "gaussian"})
     default_steps: ClassVar[int] = 50
+    paper: ClassVar[dict[str, str]] = {"steps": "50", "gamma": "1", "iterations": "5", "eta": "0.85"}
 
     gamma: float = 1.0
     iterations: int = 5

@@ -40,6 +40,7 @@ class DMAP(Solver):
     family: ClassVar[str] = "explicit"
     gradient: ClassVar[bool] = True
     default_steps: ClassVar[int] = 250
+    paper: ClassVar[dict[str, str]] = {"steps": "not at hand", "zeta": "not at hand", "ascents": "not at hand"}
 
     zeta: float = 0.1
     ascents: int = 3

@@ -37,6 +37,7 @@ class DMPS(Solver):
     family: ClassVar[str] = "explicit"
     needs: ClassVar[frozenset[str]] = frozenset({"linear", "gaussian"})
     default_steps: ClassVar[int] = 1000
+    paper: ClassVar[dict[str, str]] = {"steps": "1000", "lam": "1.75"}
 
     lam: float = 1.75
 

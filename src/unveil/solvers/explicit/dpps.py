@@ -54,6 +54,7 @@ class DPPS(Solver):
     family: ClassVar[str] = "explicit"
     gradient: ClassVar[bool] = True
     default_steps: ClassVar[int] = 1000
+    paper: ClassVar[dict[str, str]] = {"steps": "1000", "zeta": "1; 0.4 for deblurring", "candidates": "50"}
 
     zeta: float = 1.0
     candidates: int = 50

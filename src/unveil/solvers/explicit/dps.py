@@ -41,6 +41,7 @@ class DPS(Solver):
     family: ClassVar[str] = "explicit"
     gradient: ClassVar[bool] = True
     default_steps: ClassVar[int] = 1000
+    paper: ClassVar[dict[str, str]] = {"steps": "1000", "zeta": "0.3; 0.5 for random inpainting, 1 for phase retrieval"}
 
     zeta: float = 0.3
 

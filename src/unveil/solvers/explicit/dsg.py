@@ -41,6 +41,11 @@ class DSG(Solver):
 
     family: ClassVar[str] = "explicit"
     gradient: ClassVar[bool] = True
+    paper: ClassVar[dict[str, str]] = {
+        "steps": "100",
+        "guidance": "0.2 for inpainting, 0.05 for conditions on faces",
+        "interval": "1; 10 for conditions on faces",
+    }
 
     guidance: float = 0.2
     interval: int = 1

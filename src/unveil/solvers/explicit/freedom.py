@@ -41,6 +41,13 @@ class FreeDoM(Solver):
 
     family: ClassVar[str] = "explicit"
     gradient: ClassVar[bool] = True
+    paper: ClassVar[dict[str, str]] = {
+        "steps": "100",
+        "rate": "0.02 for texts; on faces not relative",
+        "repeats": "10 on ImageNet, 1 on faces",
+        "travel_from": "26 (t = 800)",
+        "travel_to": "3.4 (t = 500)",
+    }
 
     rate: float = 1.0
     repeats: int = 1

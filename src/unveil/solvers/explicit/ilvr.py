@@ -28,8 +28,9 @@ class ILVR(Solver):
     not exist, and (phi being a projection, which the paper's bicubic filter is not quite) the result reproduces y.
 
     sigma_stop
-        Level (for images in [-1, 1]) from which on the iterate is left to itself; 0 is the whole way. The authors'
-        script stops at step 20 of 100, sigma 0.73: the closer to the reference, the less from the prior.
+        Level (for images in [-1, 1]) from which on the iterate is left to itself; 0 is the whole way, without which the
+        result does not reproduce y. The authors' script stops at step 20 of 100, sigma 0.73: the closer to the
+        reference, the less from the prior.
 
     Deviation: the authors' code noises the reference to the level before the step, not to that of the iterate that it
     goes into, which at few steps leaves too much noise.
@@ -38,6 +39,7 @@ class ILVR(Solver):
     family: ClassVar[str] = "explicit"
     needs: ClassVar[frozenset[str]] = frozenset({"linear", "noiseless"})
     sibling: ClassVar[str] = "ddnm"
+    paper: ClassVar[dict[str, str]] = {"steps": "100", "sigma_stop": "0.73 (step 20 of 100)"}
 
     sigma_stop: float = 0.0
 

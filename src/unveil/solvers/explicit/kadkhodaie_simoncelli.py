@@ -55,6 +55,13 @@ class KadkhodaieSimoncelli(Solver):
     needs: ClassVar[frozenset[str]] = frozenset({"linear", "noiseless"})
     sibling: ClassVar[str] = "snips"
     default_steps: ClassVar[int] = 500
+    paper: ClassVar[dict[str, str]] = {
+        "steps": "until sigma_end, some 650",
+        "h0": "0.01",
+        "beta": "0.01",
+        "sigma_start": "2 (1 for [0, 1])",
+        "sigma_end": "0.02 (0.01 for [0, 1])",
+    }
 
     h0: float | None = None
     beta: float = 0.01

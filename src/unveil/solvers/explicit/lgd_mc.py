@@ -53,6 +53,13 @@ class LGDMC(Solver):
     needs: ClassVar[frozenset[str]] = frozenset({"gaussian"})
     gradient: ClassVar[bool] = True
     default_steps: ClassVar[int] = 1000
+    paper: ClassVar[dict[str, str]] = {
+        "steps": "not at hand",
+        "draws": "1 to 10",
+        "weights": "likelihood",
+        "zeta": "own",
+        "data_variance": "1",
+    }
 
     draws: int = 3
     weights: str = "likelihood"

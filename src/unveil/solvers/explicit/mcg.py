@@ -42,6 +42,7 @@ class MCG(Solver):
     gradient: ClassVar[bool] = True
     default_steps: ClassVar[int] = 1000
     sibling: ClassVar[str] = "dps"
+    paper: ClassVar[dict[str, str]] = {"steps": "1000", "alpha": "1 for inpainting"}
 
     alpha: float = 1.0
 

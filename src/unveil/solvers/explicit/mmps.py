@@ -29,7 +29,7 @@ class MMPS(Solver):
     The system is solved by conjugate gradients; each iteration costs one back-propagation. Exact for Gaussian priors.
 
     iterations
-        Of conjugate gradients. The paper uses one to three, too few for blurs with little noise, whose systems are
+        Of conjugate gradients. The authors' code takes one, too few for blurs with little noise, whose systems are
         ill-conditioned: with 5 the ruler's samples are up to three times the sampling floor away, with 10 at the floor.
     eta
         Noise of the DDIM step: 1 is ancestral sampling, 0 the probability-flow ODE.
@@ -42,6 +42,7 @@ class MMPS(Solver):
     needs: ClassVar[frozenset[str]] = frozenset({"linear", "gaussian"})
     gradient: ClassVar[bool] = True
     default_steps: ClassVar[int] = 50
+    paper: ClassVar[dict[str, str]] = {"steps": "64", "iterations": "1 in the code", "eta": "1", "order": "1"}
 
     iterations: int = 10
     eta: float = 1.0

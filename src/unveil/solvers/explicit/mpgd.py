@@ -39,6 +39,11 @@ class MPGD(Solver):
 
     family: ClassVar[str] = "explicit"
     default_steps: ClassVar[int] = 50
+    paper: ClassVar[dict[str, str]] = {
+        "steps": "20, 50 or 100",
+        "rate": "0.79, 0.85 and 0.9 in 20, 50 and 100 steps",
+        "eta": "0.5",
+    }
 
     rate: float = 0.85
     eta: float = 0.5

@@ -61,6 +61,16 @@ class Peng(Solver):
     needs: ClassVar[frozenset[str]] = frozenset({"linear", "gaussian"})
     gradient: ClassVar[bool] = True
     default_steps: ClassVar[int] = 50
+    paper: ClassVar[dict[str, str]] = {
+        "steps": "not at hand",
+        "guidance": "I and II",
+        "covariance": "diagonal; scalar without learnt variances",
+        "probes": "own",
+        "iterations": "until the error is 1e-4, 1000 at most",
+        "threshold": "0.2",
+        "eta": "0",
+        "order": "Heun's",
+    }
 
     guidance: str = "I"
     covariance: str = "diagonal"

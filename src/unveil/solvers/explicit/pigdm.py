@@ -53,6 +53,13 @@ class PiGDM(Solver):
     family: ClassVar[str] = "explicit"
     needs: ClassVar[frozenset[str]] = frozenset({"linear", "gaussian"})
     gradient: ClassVar[bool] = True
+    paper: ClassVar[dict[str, str]] = {
+        "steps": "20, 50 or 100",
+        "data_variance": "1",
+        "eta": "1",
+        "order": "1",
+        "weight": "added",
+    }
 
     data_variance: float = 1.0
     eta: float = 1.0

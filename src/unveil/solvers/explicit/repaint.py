@@ -40,6 +40,7 @@ class RePaint(Solver):
     needs: ClassVar[frozenset[str]] = frozenset({"linear", "noiseless"})
     sibling: ClassVar[str] = "ddnm"
     default_steps: ClassVar[int] = 250
+    paper: ClassVar[dict[str, str]] = {"steps": "250", "jump_length": "10", "repeats": "10"}
 
     jump_length: int = 10
     repeats: int = 10

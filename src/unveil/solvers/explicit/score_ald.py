@@ -51,6 +51,14 @@ class ScoreALD(Solver):
     family: ClassVar[str] = "explicit"
     needs: ClassVar[frozenset[str]] = frozenset({"linear", "gaussian"})
     default_steps: ClassVar[int] = 1000
+    paper: ClassVar[dict[str, str]] = {
+        "steps": "1155",
+        "step_size": "1.15 where A sees nothing (5e-5 / 0.0066^2)",
+        "inner_steps": "3; 4 at the last 510 levels on brains",
+        "sigma_start": "2.5 (1.24 for [0, 1])",
+        "sigma_end": "0.013 (0.0066 for [0, 1])",
+        "balance": "5 in the code",
+    }
 
     step_size: float = 1.0
     inner_steps: int = 1

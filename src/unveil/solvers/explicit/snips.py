@@ -46,6 +46,13 @@ class SNIPS(Solver):
     family: ClassVar[str] = "explicit"
     needs: ClassVar[frozenset[str]] = frozenset({"spectral", "gaussian"})
     default_steps: ClassVar[int] = 300
+    paper: ClassVar[dict[str, str]] = {
+        "steps": "1086",
+        "step_size": "0.018 (1.8e-6 / 0.01^2)",
+        "inner_steps": "3",
+        "sigma_start": "380 (190 for [0, 1])",
+        "sigma_end": "0.02 (0.01 for [0, 1])",
+    }
 
     step_size: float = 0.5
     inner_steps: int = 1

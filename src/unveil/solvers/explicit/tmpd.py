@@ -41,6 +41,7 @@ class TMPD(Solver):
     family: ClassVar[str] = "explicit"
     needs: ClassVar[frozenset[str]] = frozenset({"linear", "gaussian"})
     gradient: ClassVar[bool] = True
+    paper: ClassVar[dict[str, str]] = {"steps": "1000", "eta": "1", "order": "1"}
 
     eta: float = 1.0
     order: int = 2

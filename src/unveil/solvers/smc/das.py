@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -41,6 +42,16 @@ class DAS(TwistedSolver):
 
     Deviations: the cap; all particles are kept with their weights, where the authors' code keeps the heaviest.
     """
+
+    paper: ClassVar[dict[str, str]] = {
+        "steps": "100",
+        "resampling": "ssp",
+        "threshold": "0.5",
+        "order": "1",
+        "gamma": "0.008",
+        "alpha": "0.005, 0.0001 or 0.01 by reward",
+        "capped": "own",
+    }
 
     resampling: str = "ssp"
     gamma: float = 0.008

@@ -51,6 +51,18 @@ class DCPS(ParticleSolver):
     """
 
     gradient: ClassVar[bool] = True
+    paper: ClassVar[dict[str, str]] = {
+        "steps": "300",
+        "resampling": "own",
+        "threshold": "own",
+        "order": "1",
+        "weights": "False",
+        "blocks": "3",
+        "gradient_steps": "2",
+        "lr": "1.5",
+        "langevin": "5",
+        "gamma": "0.001",
+    }
 
     weights: bool = True
     blocks: int = 3

@@ -45,6 +45,13 @@ class DDSMC(ParticleSolver):
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"spectral", "gaussian", "noisy"})
+    paper: ClassVar[dict[str, str]] = {
+        "steps": "200",
+        "resampling": "multinomial",
+        "threshold": "1",
+        "order": "1",
+        "data_variance": "own",
+    }
 
     data_variance: float = 1.0
 

@@ -59,6 +59,13 @@ class DPG(Solver):
     gradient: ClassVar[bool] = True
     default_steps: ClassVar[int] = 1000
     black_box: ClassVar[bool] = True
+    paper: ClassVar[dict[str, str]] = {
+        "steps": "1000",
+        "guidance": "0.2 to 0.5 for deblurring, 4.5 for super-resolution",
+        "draws": "500 and more",
+        "memory": "0.9",
+        "momentum": "0.1",
+    }
 
     guidance: float = 0.5
     draws: int = 100

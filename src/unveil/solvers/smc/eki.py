@@ -48,6 +48,7 @@ class EKI(Solver):
     particles: ClassVar[int] = 3
     default_steps: ClassVar[int] = 50
     black_box: ClassVar[bool] = True
+    paper: ClassVar[dict[str, str]] = {"steps": "own", "updates": "not at hand"}
 
     updates: int = 4
 

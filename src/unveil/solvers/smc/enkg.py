@@ -52,6 +52,14 @@ class EnKG(Solver):
     particles: ClassVar[int] = 3
     default_steps: ClassVar[int] = 80
     black_box: ClassVar[bool] = True
+    paper: ClassVar[dict[str, str]] = {
+        "steps": "80",
+        "guidance": "2 for fluids, 3.5 for black holes",
+        "final": "1 for fluids, 0.001 for black holes",
+        "updates": "2 for fluids, 1 for black holes",
+        "unguided": "0.05 for fluids, 0.1 for black holes",
+        "factor": "4",
+    }
 
     guidance: float = 2.0
     final: float = 1.0

@@ -50,6 +50,18 @@ class FKSteering(ParticleSolver):
 
     black_box: ClassVar[bool] = True
     rewards: ClassVar[bool] = True
+    paper: ClassVar[dict[str, str]] = {
+        "steps": "100",
+        "resampling": "multinomial",
+        "threshold": "1; 0.5 at the last step",
+        "order": "1",
+        "potential": "diff in the code",
+        "lam": "10",
+        "data_variance": "0",
+        "first": "0.05",
+        "last": "0.3, and the last step",
+        "every": "0.05",
+    }
 
     resampling: str = "multinomial"
     potential: str = "diff"

@@ -38,6 +38,7 @@ class FPS(Solver):
     family: ClassVar[str] = "smc"
     needs: ClassVar[frozenset[str]] = frozenset({"spectral", "gaussian"})
     default_steps: ClassVar[int] = 200
+    paper: ClassVar[dict[str, str]] = {"steps": "1000", "c_rate": "0.95 in the code"}
 
     c_rate: float = 0.95
 

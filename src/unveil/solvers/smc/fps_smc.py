@@ -46,6 +46,15 @@ class FPSSMC(ParticleSolver):
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"spectral", "gaussian"})
+    paper: ClassVar[dict[str, str]] = {
+        "steps": "1000",
+        "resampling": "multinomial",
+        "threshold": "1",
+        "order": "1",
+        "data_variance": "own",
+        "path": "True",
+        "c_rate": "0.95 in the code",
+    }
 
     data_variance: float = 1.0
     path: bool = False

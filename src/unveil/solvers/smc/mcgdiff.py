@@ -43,6 +43,13 @@ class MCGDiff(ParticleSolver):
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"spectral", "gaussian"})
+    paper: ClassVar[dict[str, str]] = {
+        "steps": "100",
+        "resampling": "multinomial",
+        "threshold": "1",
+        "order": "1",
+        "kappa": "1e-4",
+    }
 
     kappa: float = 1e-4
 

@@ -60,6 +60,15 @@ class PMC(Solver):
     family: ClassVar[str] = "smc"
     clean: ClassVar[bool] = True
     default_steps: ClassVar[int] = 1000
+    paper: ClassVar[dict[str, str]] = {
+        "steps": "not at hand",
+        "order": "red and pnp",
+        "sigma_start": "348",
+        "sigma_end": "not at hand",
+        "anneal": "not at hand",
+        "weight": "1",
+        "step_size": "1e-5 for sigma_y = 0.01, not relative",
+    }
 
     order: str = "red"
     sigma_start: float = 1.0

@@ -46,6 +46,7 @@ class SCG(Solver):
     family: ClassVar[str] = "smc"
     black_box: ClassVar[bool] = True
     rewards: ClassVar[bool] = True
+    paper: ClassVar[dict[str, str]] = {"steps": "1000", "candidates": "16", "unguided": "0.25 (from t = 750)"}
 
     candidates: int = 8
     unguided: float = 0.25

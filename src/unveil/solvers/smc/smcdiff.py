@@ -40,6 +40,12 @@ class SMCDiff(ParticleSolver):
 
     needs: ClassVar[frozenset[str]] = frozenset({"spectral", "gaussian", "noiseless"})
     sibling: ClassVar[str] = "mcgdiff"
+    paper: ClassVar[dict[str, str]] = {
+        "steps": "1000",
+        "resampling": "residual",
+        "threshold": "by the weights' total variation",
+        "order": "1",
+    }
 
     resampling: str = "residual"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -46,6 +47,15 @@ class TDS(TwistedSolver):
     the clean estimate is not clipped; resampling waits for the effective sample size to fall (``threshold=1`` is the
     paper's, with ``order=1``).
     """
+
+    paper: ClassVar[dict[str, str]] = {
+        "steps": "100",
+        "resampling": "systematic",
+        "threshold": "1",
+        "order": "1",
+        "variance": "pigdm",
+        "data_variance": "0.12",
+    }
 
     variance: str = "pigdm"
     data_variance: float = 1.0

@@ -86,6 +86,10 @@ class UnveilExact(Solver):
     particles: ClassVar[int] = 2
     default_steps: ClassVar[int] = 60
     rewards: ClassVar[bool] = True
+    paper: ClassVar[dict[str, str]] = dict.fromkeys(
+        ("steps", "prior_steps", "oversampling", "inner_steps", "renoisings", "langevins", "ess", "sigma_min", "rest"),
+        "own",
+    )
 
     prior_steps: int = 120
     oversampling: int = 16

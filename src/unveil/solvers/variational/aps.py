@@ -49,6 +49,11 @@ class APS(FlowFit):
 
     amortised: ClassVar[bool] = True
     default_steps: ClassVar[int] = 400
+    paper: ClassVar[dict[str, str]] = (
+        dict.fromkeys(("steps", "batch", "lr", "betas", "clip", "levels"), "not at hand")
+        | dict.fromkeys(("couplings", "hidden", "estimator", "anneal", "sigma_low", "sigma_high"), "not at hand")
+        | dict.fromkeys(("fitted", "measurements", "prior_steps"), "own")
+    )
 
     batch: int = 128
     measurements: int = 16

@@ -67,6 +67,17 @@ class DAVI(Fitted):
 
     amortised: ClassVar[bool] = True
     default_steps: ClassVar[int] = 600
+    paper: ClassVar[dict[str, str]] = (
+        {
+            "lr": "1e-4",
+            "sigma_high": "2 for deblurring, 157 for the rest (t = 400, 1000)",
+            "lam": "0.01 to 1, of the squared residual",
+            "reg": "0.1 to 1",
+            "perturb": "0.1 on faces, 0.01 to 0.1 on ImageNet",
+        }
+        | dict.fromkeys(("steps", "batch", "betas", "clip", "sigma_low"), "not at hand")
+        | dict.fromkeys(("fitted", "measurements", "prior_steps", "hidden"), "own")
+    )
 
     batch: int = 128
     lr: float = 0.003

@@ -81,6 +81,16 @@ class FLAIR(Solver):
     family: ClassVar[str] = "variational"
     clean: ClassVar[bool] = True
     default_steps: ClassVar[int] = 50
+    paper: ClassVar[dict[str, str]] = {
+        "steps": "50",
+        "weight": "0.5",
+        "t_min": "0.18",
+        "calibrated": "True",
+        "data_lr": "0.1 for inpainting and 12-fold super-resolution",
+        "data_steps": "15",
+        "tolerance": "1 (1e-4 for noise 0.01)",
+        "restarts": "True",
+    }
 
     weight: float = 0.5
     t_min: float = 0.02

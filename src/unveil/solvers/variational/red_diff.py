@@ -90,6 +90,17 @@ class REDDiff(Solver):
     family: ClassVar[str] = "variational"
     clean: ClassVar[bool] = True
     default_steps: ClassVar[int] = 1000
+    paper: ClassVar[dict[str, str]] = {
+        "steps": "1000",
+        "lam": "0.25; 1 for noisy inpainting",
+        "weighting": "linear",
+        "order": "descending",
+        "optimizer": "adam",
+        "lr": "0.1 for super-resolution and MRI, 0.25 for inpainting, 0.5 for the rest",
+        "betas": "(0.9, 0.99)",
+        "sigma_x0": "0; 1e-4 for inpainting",
+        "data": "mean; relative for MRI",
+    }
 
     lam: float = 0.25
     weighting: str = "linear"

@@ -57,6 +57,16 @@ class RSLD(Solver):
     clean: ClassVar[bool] = True
     coupled: ClassVar[bool] = True
     default_steps: ClassVar[int] = 1000
+    paper: ClassVar[dict[str, str]] = {
+        "steps": "200 in the code's configuration",
+        "lam": "0.1",
+        "weighting": "linear",
+        "rho": "0.2",
+        "gamma": "not at hand",
+        "lr": "0.2",
+        "decay": "False",
+        "betas": "(0.9, 0.99)",
+    }
 
     lam: float = 0.1
     weighting: str = "linear"

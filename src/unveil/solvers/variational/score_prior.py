@@ -56,6 +56,22 @@ class ScorePrior(FlowFit):
     """
 
     default_steps: ClassVar[int] = 200
+    paper: ClassVar[dict[str, str]] = (
+        {
+            "steps": "20000",
+            "batch": "64",
+            "lr": "1e-5; 2e-4 for denoising",
+            "betas": "(0.9, 0.999)",
+            "clip": "1",
+            "couplings": "32",
+            "estimator": "total",
+            "anneal": "0; a sigmoid as an option",
+            "ode_steps": "adaptive",
+            "probes": "16",
+        }
+        | dict.fromkeys(("hidden", "sigma_low", "sigma_high"), "not at hand")
+        | dict.fromkeys(("fitted", "exact"), "own")
+    )
 
     lr: float = 0.02
     ode_steps: int = 20

@@ -38,6 +38,21 @@ class ScorePriorSurrogate(FlowFit):
     """
 
     default_steps: ClassVar[int] = 500
+    paper: ClassVar[dict[str, str]] = (
+        {
+            "steps": "20000 and more",
+            "batch": "64",
+            "lr": "1e-5",
+            "betas": "(0.9, 0.999)",
+            "clip": "1",
+            "couplings": "32",
+            "estimator": "total",
+            "anneal": "0; a sigmoid as an option",
+            "levels": "1",
+        }
+        | dict.fromkeys(("hidden", "sigma_low", "sigma_high"), "not at hand")
+        | dict.fromkeys(("fitted",), "own")
+    )
 
     batch: int = 128
     sigma_low: float = 0.01

@@ -56,6 +56,15 @@ class SDS(Solver):
     family: ClassVar[str] = "variational"
     clean: ClassVar[bool] = True
     default_steps: ClassVar[int] = 1000
+    paper: ClassVar[dict[str, str]] = {
+        "steps": "not at hand",
+        "lam": "1",
+        "weighting": "linear",
+        "spread": "0.1, times a normal number's size",
+        "lr": "0.1",
+        "betas": "(0.9, 0.99)",
+        "decay": "False",
+    }
 
     lam: float = 1.0
     weighting: str = "kl"

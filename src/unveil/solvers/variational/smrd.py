@@ -58,6 +58,18 @@ class SMRD(Solver):
     family: ClassVar[str] = "variational"
     needs: ClassVar[frozenset[str]] = frozenset({"linear"})
     default_steps: ClassVar[int] = 300
+    paper: ClassVar[dict[str, str]] = {
+        "steps": "1155",
+        "lam": "2",
+        "lam_lr": "0.2",
+        "tune": "0.43 (501 of 1155 levels)",
+        "step_size": "1.148 (5e-5 / 0.0066^2)",
+        "repeats": "3; 4 at the last 510 levels on brains",
+        "early_stop": "0.14 (160 of 1155 levels)",
+        "sigma_start": "1.24",
+        "sigma_end": "0.0066",
+        "cg_steps": "5",
+    }
 
     lam: float = 2.0
     lam_lr: float = 0.2
