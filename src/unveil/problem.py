@@ -192,8 +192,8 @@ class Problem:
     def gain(self, r: Measurements, var: Sigma) -> Signals:
         """K r = var A^T (var A A^T + sigma_y^2 I)^-1 r for a residual r, the gain of a Kalman filter.
 
-        ``var`` (a number or [N]) is the variance of the signal; A^+ r when sigma_y = 0, or var infinite. Closed form for
-        spectral operators, conjugate gradients (``cg_steps``) for linear ones.
+        ``var`` (a number or [N]) is the variance of the signal; A^+ r when sigma_y = 0, or var is infinite. Closed form
+        for spectral operators, conjugate gradients (``cg_steps``) for linear ones.
         """
         operator, noise_var = self._linear(), self.sigma_y**2
         if isinstance(operator, Spectral):

@@ -36,7 +36,9 @@ def test_a_gain_of_infinite_variance_is_the_pseudo_inverse(operator):
 def test_score_sde_takes_noise_where_it_does_not_put_the_data_back_whole():
     generator = torch.Generator().manual_seed(4)
     i = torch.arange(64, dtype=torch.float64)
-    prior = GaussianPrior(torch.full((64,), 0.5), 0.04 * torch.exp(-(((i[:, None] - i) / 8) ** 2)) + 1e-4 * torch.eye(64))
+    prior = GaussianPrior(
+        torch.full((64,), 0.5), 0.04 * torch.exp(-(((i[:, None] - i) / 8) ** 2)) + 1e-4 * torch.eye(64)
+    )
     mask = (torch.rand(64, generator=generator) < 0.7).double()
     truth = prior.sample(16, 2, torch.float64)
     problem = unveil.Problem.simulate(truth, Inpainting(mask), 0.1, 3)
