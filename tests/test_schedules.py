@@ -162,3 +162,18 @@ def test_time_travel_of_repaint_settings():
 def test_bad_input(make, message):
     with pytest.raises(InputError, match=message):
         make()
+
+
+def test_steps_below_a_level_are_spaced_as_the_schedule_is():
+    whole = log_linear(6, 0.01, 10.0)
+    low = whole.below(1.0, 6)
+    assert low.sigmas == pytest.approx(log_linear(6, 0.01, 1.0).sigmas)
+    assert low.sigmas[0] == 1.0
+    assert whole.below(1.0).sigmas == (1.0, *whole.sigmas[2:])  # without a number, those that are there
+    assert whole.below(10.0, 6) == whole
+    dense = karras(100, 0.01, 10.0)
+    assert dense.below(1.0, 7).sigmas == pytest.approx(karras(7, 0.01, 1.0).sigmas, rel=1e-3)
+    open_end = Schedule((4.0, 2.0, 1.0))
+    assert open_end.below(2.0, 4).sigmas == pytest.approx((2.0, 2**0.75, 2**0.5, 2**0.25, 1.0))
+    travel = whole.time_travel(2, 2)
+    assert travel.below(1.0, 6) == travel.below(1.0)

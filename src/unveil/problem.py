@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -191,8 +192,8 @@ class Problem:
     def gain(self, r: Measurements, var: Sigma) -> Signals:
         """K r = var A^T (var A A^T + sigma_y^2 I)^-1 r for a residual r, the gain of a Kalman filter.
 
-        ``var`` (a number or [N]) is the variance of the signal; A^+ r when sigma_y = 0. Closed form for spectral
-        operators, conjugate gradients (``cg_steps``) for linear ones.
+        ``var`` (a number or [N]) is the variance of the signal; A^+ r when sigma_y = 0, or var is infinite. Closed form
+        for spectral operators, conjugate gradients (``cg_steps``) for linear ones.
         """
         operator, noise_var = self._linear(), self.sigma_y**2
         if isinstance(operator, Spectral):
@@ -256,7 +257,7 @@ class Problem:
             v = expand(var, s)
             return v * s / (v * s**2 + noise_var)
 
-        return reciprocal if noise_var == 0 else kalman
+        return reciprocal if noise_var == 0 or (isinstance(var, float) and var == math.inf) else kalman
 
     def _gauss_newton(self, v: Tensor, var: Sigma, y: Tensor, rounds: int = 5, steps: int = 10) -> Tensor:
         z = v

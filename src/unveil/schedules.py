@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -41,18 +42,29 @@ class Schedule:
         """The schedule in other units: every level times ``gain``."""
         return Schedule(tuple(s * gain for s in self.sigmas))
 
-    def below(self, sigma: float) -> Schedule:
+    def below(self, sigma: float, steps: int | None = None) -> Schedule:
         """The schedule from level ``sigma`` on: that, and the levels under it.
+
+        With ``steps``, as many are spaced between ``sigma`` and the last level as the levels are: evenly in their
+        number, logarithms interpolated. Levels that rise in places (time travel) are only cut.
 
         Raises :class:`InputError` unless sigma lies between the first level and the last but 0.
         """
-        if not min(s for s in self.sigmas if s > 0) < sigma <= self.sigmas[0]:
+        positive = [s for s in self.sigmas if s > 0]
+        if not min(positive) < sigma <= self.sigmas[0]:
             raise InputError(
                 f"cannot start at sigma = {sigma:g}: the schedule goes from {self.sigmas[0]:g} down to "
-                f"{min(s for s in self.sigmas if s > 0):g}"
+                f"{min(positive):g}"
             )
         first = next(i for i, s in enumerate(self.sigmas) if s < sigma)
-        return Schedule((sigma, *self.sigmas[first:]))
+        cut = Schedule((sigma, *self.sigmas[first:]))
+        if steps is None or len(cut) == steps or any(a < b for a, b in pairwise(self.sigmas)):
+            return cut
+        logs, place = -np.log(positive), np.arange(len(positive))
+        count = steps + len(positive) - len(self)  # one less where the last level is 0
+        inner = np.linspace(np.interp(-math.log(sigma), logs, place), place[-1], count)[1:]
+        between = np.exp(-np.interp(inner, place, logs))
+        return Schedule((sigma, *(float(s) for s in between), *self.sigmas[len(positive) :]))
 
     def time_travel(self, length: int, repeats: int) -> Schedule:
         """Go back ``length`` levels and come down again, ``repeats`` times in all, after every ``length`` levels.

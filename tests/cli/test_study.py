@@ -44,14 +44,45 @@ def test_the_cells_vary_one_thing_at_a_time(cells):
 def test_a_claim_reproduces_or_does_not(cells):
     weighting, order = FINDINGS
     rows = fake(cells)
-    assert "It reproduces: linear is best by 1.00 dB" in verdict(rows, weighting)
-    assert "It reproduces: descending is best" in verdict(rows, order)
+    assert "By PSNR it reproduces: linear is best by 1.00 dB (26.00 dB)." in verdict(rows, weighting)
+    assert "By PSNR it reproduces: descending is best" in verdict(rows, order)
     wrong = verdict(fake(cells, "weighting sqrt"), weighting)
-    assert "does not reproduce with this prior: sqrt is better than linear by 2.00 dB" in wrong
+    assert "By PSNR it does not reproduce with this prior: sqrt is better than linear by 2.00 dB" in wrong
     part = [r | {"status": "DIVERGED"} if r["label"] == "order random" else r for r in rows]
-    assert "some runs diverged" in verdict(part, order)
+    assert verdict(part, order).count("some runs diverged") == 2
     same = [r | {"psnr": 25.0} for r in rows]
-    assert "together with others" in verdict(same, order)
+    assert "best together with ascending, random (25.00 dB)" in verdict(same, order)
+
+
+def test_the_metrics_are_judged_each_for_itself(cells):
+    """As it was measured: linear is best by PSNR, and three others are by perceptual distance."""
+    distance = {"linear": 0.755, "log": 0.716, "clipped": 0.728, "power-2/3": 0.729}
+    rows = [r | {"perceptual": distance.get(r["label"].removeprefix("weighting "), 1.0)} for r in fake(cells)]
+    said = verdict(rows, FINDINGS[0])
+    assert said.startswith("Claim: the linear weighting is best. By PSNR it reproduces: linear is best")
+    assert said.endswith(
+        "By perceptual distance it does not reproduce with this prior: log is better than linear by 0.039 "
+        "(0.716 against 0.755); better too: clipped, power-2/3."
+    )
+    near = [r | {"perceptual": 0.75} if r["label"] == "weighting log" else r for r in rows]
+    assert "clipped is better than linear by 0.027" in verdict(near, FINDINGS[0])  # 0.005 is no difference
+    assert "perceptual distance not all of it is measured" in verdict(
+        [r | {"perceptual": None} for r in rows], FINDINGS[0]
+    )
+
+
+def test_quality_has_a_verdict(cells):
+    said = study.quality_words(fake(cells))
+    assert "By PSNR it reproduces: red-diff is best by 1.00 dB (28.00 dB). It is number 1 of 5" in said
+    close = [r | ({"perceptual": 0.03} if r["method"] == "pigdm" else {}) for r in fake(cells)]
+    assert "By perceptual distance it reproduces: red-diff is best together with" in study.quality_words(close)
+    better = [r | ({"perceptual": 0.01} if r["method"] == "pigdm" else {}) for r in fake(cells)]
+    beaten_by = "By perceptual distance it does not reproduce with this prior: pigdm is better than red-diff by 0.026"
+    assert beaten_by in study.quality_words(better)
+    beaten = [r | ({"perceptual": 0.01, "psnr": 99.0} if r["method"] == "diffpir" else {}) for r in fake(cells)]
+    said = study.quality_words(beaten)  # the claim does not name diffpir
+    assert "does not reproduce" not in said
+    assert "It is number 2 of 5: diffpir 99.00 dB, red-diff" in said
 
 
 def test_costs_are_per_evaluation(cells):
@@ -72,6 +103,7 @@ def test_the_page(cells, tmp_path):
     page, plot = app.write_study(rows, tmp_path)
     text = page.read_text()
     assert "| linear | 26.00 | 26.00 |" in text
+    assert "up to 0.10 dB (PSNR) and 0.020 (perceptual distance) count as none" in text
     assert "Best: lam 0.3 with lr 0.1, 26.00 dB" in text
     assert "DIVERGED, step 3" in text
     assert f"]({plot.relative_to(tmp_path).as_posix()})" in text

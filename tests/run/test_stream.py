@@ -6,6 +6,7 @@ import gc
 import math
 import sys
 from dataclasses import dataclass
+from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
@@ -449,7 +450,10 @@ def test_a_start_of_ones_own(problem, prior):
     schedule = stream(problem, prior, "diffpir", steps=8).schedule
     run = stream(problem, prior, "diffpir", steps=8, x_init=x_init, sigma_start=0.2, samples=2)
     assert run.schedule.sigmas[0] == 0.2
-    assert run.schedule.sigmas[1:] == tuple(s for s in schedule.sigmas if s < 0.2)
+    assert len(run.schedule) == 8
+    assert run.schedule.sigmas[-2] == pytest.approx(schedule.sigmas[-2])
+    own = stream(problem, prior, "diffpir", schedule=schedule, x_init=x_init, sigma_start=0.2)
+    assert own.schedule.sigmas == (0.2, *(s for s in schedule.sigmas if s < 0.2))
     start = run._start(0, 6)
     noise = (start.x - x_init.repeat_interleave(2, 0)) / 0.2
     assert torch.equal(start.x0, x_init.repeat_interleave(2, 0))
@@ -469,6 +473,30 @@ def test_a_clean_iterate_starts_without_noise(problem, prior):
     x_init = prior.sample(3, 9)
     for name in ("red-diff", "pnp-dm"):
         assert torch.equal(stream(problem, prior, name, steps=4, x_init=x_init)._start(0, 3).x, x_init)
+
+
+@pytest.mark.parametrize("name", ["bird", "dmplug"])
+def test_a_solver_of_seeds_says_where_it_starts(problem, prior, name):
+    with pytest.raises(InputError, match=r"leave sigma_start \(--sigma-start\) out and give x_init alone"):
+        stream(problem, prior, name, steps=4, sigma_start=0.3)
+    x_init = prior.sample(3, 9)
+    assert torch.equal(stream(problem, prior, name, steps=4, x_init=x_init)._start(0, 3).x0, x_init)
+    top = stream(problem, prior, name, steps=4).schedule
+    assert stream(problem, prior, name, steps=4, x_init=x_init, sigma_start=top.sigmas[0]).schedule == top
+
+
+@pytest.mark.parametrize("name", unveil.list_solvers())
+def test_the_steps_asked_for_are_below_the_start(problem, prior, name):
+    solver = unveil.get_solver(name)
+    schedule = solver.schedule(prior, 4)
+    rising = any(a < b for a, b in pairwise(schedule.sigmas))
+    sigma = (schedule.sigmas[0] * schedule.sigmas[1]) ** 0.5 if schedule.sigmas[1] else schedule.sigmas[0]
+    if name in ("bird", "dmplug"):
+        sigma = schedule.sigmas[0]
+    low = solver.below(schedule, sigma, len(schedule))
+    assert low.sigmas[0] == sigma
+    assert rising or len(low) == len(schedule)
+    assert rising or all(a > b for a, b in pairwise(low.sigmas))
 
 
 def test_a_start_belongs_to_the_run(problem, prior, tmp_path):

@@ -66,7 +66,8 @@ def markdown(rows: Sequence[Row]) -> str:
         "Made by `unveil bench red-diff`; not to be edited by hand.\n\n"
         f"The middle {size} x {size} pixels of {', '.join(photos)}; tasks {', '.join(tasks)} (docs/bench.md); prior "
         f"`{next(r['prior'] for r in rows)}`, {steps} steps. PSNR in dB, a mean over the photographs. Learning rate "
-        "and weight are those of `unveil restore` unless they are varied.\n\n"
+        "and weight are those of `unveil restore` unless they are varied. Of verdicts, differences of up to "
+        f"{' and '.join(f'{m.words(m.within)} ({m.name})' for m in study.METRICS)} count as none.\n\n"
         f"![PSNR by weighting, order, weight of the prior and sigma_y]({PLOTS})\n\n"
     )
     for finding in FINDINGS:

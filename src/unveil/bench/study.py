@@ -8,7 +8,7 @@ theirs or better. A wrong sigma_y matters only where the method reads one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import mean
 
@@ -16,7 +16,8 @@ from ..solvers.variational.red_diff import ORDERS, WEIGHTINGS
 from .images import Cell, Row
 
 SOLVER = "red-diff"
-RIVALS = ("dps", "pigdm", "ddrm", "diffpir")
+CLAIMED = ("dps", "pigdm", "ddrm")
+RIVALS = (*CLAIMED, "diffpir")
 TASKS = ("random", "motion", "superres")
 LAMS = (0.03, 0.1, 0.3, 1.0, 3.0)
 RATES = (0.03, 0.1, 0.3)
@@ -24,6 +25,31 @@ TOLD = (0.25, 0.5, 1.0, 2.0, 4.0)
 """The noise level that a solver is told, as a multiple of the true one."""
 LEVELS = 0.5
 """The part of the likelihood's own weight that the prior has where sigma_y is read (``data="likelihood"``)."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A number of a row by which claims are judged; a difference up to ``within`` counts as none."""
+
+    key: str
+    name: str
+    within: float
+    unit: str = ""
+    digits: int = 2
+    falls: bool = False
+
+    def lead(self, a: float, b: float) -> float:
+        """How much better a is than b."""
+        return b - a if self.falls else a - b
+
+    def words(self, value: float) -> str:
+        return f"{value:.{self.digits}f}{self.unit}"
+
+
+METRICS = (
+    Metric("psnr", "PSNR", 0.1, " dB"),
+    Metric("perceptual", "perceptual distance", 0.02, digits=3, falls=True),
+)
 
 
 @dataclass(frozen=True)
@@ -82,25 +108,34 @@ def average(rows: Sequence[Row], method: str, label: str, key: str, task: str = 
     return mean(values) if values else None
 
 
-def verdict(rows: Sequence[Row], finding: Finding, within: float = 0.1) -> str:
-    """Whether a claim holds here: in words, with the numbers; ``within`` (dB) counts as no difference."""
-    label = f"{finding.name} {finding.usual}"
-    own = average(rows, SOLVER, label, "psnr")
-    scores = {v: average(rows, SOLVER, f"{finding.name} {v}", "psnr") for v in finding.values}
-    known = {v: s for v, s in scores.items() if s is not None}
-    if own is None or len(known) < len(scores):
-        return f"Claim: {finding.claim}. Not all of it is measured, or some runs diverged."
-    best = max(known, key=lambda v: known[v])
-    gap = known[best] - own
-    if gap <= within:
-        rest = [s for v, s in known.items() if v != finding.usual]
-        lead = own - max(rest)
-        how = f"by {lead:.2f} dB" if lead > within else "together with others"
-        return f"Claim: {finding.claim}. It reproduces: {finding.usual} is best {how} ({own:.2f} dB)."
-    return (
-        f"Claim: {finding.claim}. It does not reproduce with this prior: {best} is better than {finding.usual} by "
-        f"{gap:.2f} dB ({known[best]:.2f} against {own:.2f} dB)."
-    )
+def verdict(rows: Sequence[Row], finding: Finding) -> str:
+    """Whether a claim holds here, by each metric: in words, with the numbers."""
+    judged = []
+    for metric in METRICS:
+        scores = {v: average(rows, SOLVER, f"{finding.name} {v}", metric.key) for v in finding.values}
+        judged.append(judge(metric, scores, finding.usual))
+    return " ".join([f"Claim: {finding.claim}.", *judged])
+
+
+def judge(metric: Metric, scores: Mapping[str, float | None], usual: str) -> str:
+    """Whether ``usual`` is best by a metric, or as good as the best."""
+    known = {name: score for name, score in scores.items() if score is not None}
+    if len(known) < len(scores):
+        return f"By {metric.name} not all of it is measured, or some runs diverged."
+    own = known.pop(usual)
+    order = sorted(known, key=lambda name: metric.lead(known[name], own), reverse=True)
+    better = [name for name in order if metric.lead(known[name], own) > metric.within]
+    if better:
+        gap = metric.words(metric.lead(known[better[0]], own))
+        numbers = f"{metric.words(known[better[0]])} against {metric.words(own)}"
+        also = f"; better too: {', '.join(better[1:])}" if len(better) > 1 else ""
+        return (
+            f"By {metric.name} it does not reproduce with this prior: {better[0]} is better than {usual} by {gap} "
+            f"({numbers}){also}."
+        )
+    equal = [name for name in order if metric.lead(own, known[name]) <= metric.within]
+    how = f"together with {', '.join(equal)}" if equal else f"by {metric.words(metric.lead(own, known[order[0]]))}"
+    return f"By {metric.name} it reproduces: {usual} is best {how} ({metric.words(own)})."
 
 
 def cost_words(rows: Sequence[Row]) -> str:
@@ -120,17 +155,17 @@ def cost_words(rows: Sequence[Row]) -> str:
 
 
 def quality_words(rows: Sequence[Row]) -> str:
-    """RED-diff's PSNR and perceptual distance beside those of its rivals, over all tasks."""
-    out = []
-    for key, unit, sign in (("psnr", " dB", 1), ("perceptual", "", -1)):
-        scores = {name: average(rows, name, "", key) for name in (SOLVER, *RIVALS)}
+    """RED-diff against the solvers that the claim names, over all tasks, and its rank among all that ran."""
+    out = ["Claim: it is as good as dps, pigdm and ddrm, or better."]
+    for metric in METRICS:
+        scores = {name: average(rows, name, "", metric.key) for name in (SOLVER, *RIVALS)}
         known = {n: s for n, s in scores.items() if s is not None}
+        out.append(judge(metric, {n: scores.get(n) for n in (SOLVER, *CLAIMED)}, SOLVER))
         if SOLVER in known and len(known) > 1:
-            order = sorted(known, key=lambda n: -sign * known[n])
-            what = "PSNR" if key == "psnr" else "perceptual distance"
-            listed = ", ".join(f"{n} {known[n]:.2f}{unit}" for n in order)
-            out.append(f"By {what} it is number {order.index(SOLVER) + 1} of {len(order)}: {listed}.")
-    return " ".join(["Claim: it is as good as dps, pigdm and ddrm, or better.", *(out or ["Not measured."])])
+            order = sorted(known, key=lambda n: metric.lead(known[n], known[SOLVER]), reverse=True)
+            listed = ", ".join(f"{n} {metric.words(known[n])}" for n in order)
+            out.append(f"It is number {order.index(SOLVER) + 1} of {len(order)}: {listed}.")
+    return " ".join(out)
 
 
 def told_words(rows: Sequence[Row]) -> str:

@@ -87,7 +87,10 @@ def restore(
     threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
     device: Device = None,
     sigma_start: Annotated[
-        float | None, typer.Option(help="Start at the regularised inverse with noise of this level (white is 1).")
+        float | None,
+        typer.Option(
+            help="Start at the regularised inverse with noise of this level (white is 1); all steps go below it."
+        ),
     ] = None,
     budget: Annotated[
         str | None,

@@ -68,7 +68,10 @@ def tune(
     threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
     device: Device = None,
     sigma_start: Annotated[
-        float | None, typer.Option(help="Start at the regularised inverse with noise of this level (white is 1).")
+        float | None,
+        typer.Option(
+            help="Start at the regularised inverse with noise of this level (white is 1); all steps go below it."
+        ),
     ] = None,
     out: Annotated[
         Path, typer.Option(help="The recipe; trials are kept beside it, and the same command goes on from there.")

@@ -45,7 +45,7 @@ class Autoencoder:
 
         Raises :class:`InputError` for another number of channels, and for sides that are no multiples of ``factor``.
         """
-        self._check(x, self.channels, self.factor)
+        _check(x, self.channels, self.factor)
         lo, hi = self.value_range
         native = (x - lo) * (2 / (hi - lo)) - 1
         code = _code(self.module.encode(native.to(self._dtype)))  # type: ignore[operator]
@@ -53,7 +53,7 @@ class Autoencoder:
 
     def decode(self, z: Images) -> Tensor:
         """The images of latents, not clipped. Raises :class:`InputError` for another number of channels."""
-        self._check(z, self.latents, 1)
+        _check(z, self.latents, 1)
         lo, hi = self.value_range
         out: Any = self.module.decode((z / self.scale + self.shift).to(self._dtype))  # type: ignore[operator]
         native: Tensor = getattr(out, "sample", out)
@@ -65,6 +65,10 @@ class Autoencoder:
             raise InputError(f"a value range needs lo < hi, got ({lo}, {hi})")
         return replace(self, value_range=(float(lo), float(hi)))
 
+    def unfit(self, shape: tuple[int, ...]) -> str | None:
+        """Why images of this shape [channels, H, W] cannot be encoded, None if they can."""
+        return _strange((1, *shape), self.channels, self.factor)
+
     def to(self, device: torch.device | str) -> Autoencoder:
         """The same on ``device``. This one's network moves too: it is not copied."""
         scale, shift = (v.to(device) if isinstance(v, Tensor) else v for v in (self.scale, self.shift))
@@ -74,10 +78,18 @@ class Autoencoder:
     def _dtype(self) -> torch.dtype:
         return next(self.module.parameters()).dtype
 
-    def _check(self, x: Tensor, channels: int, factor: int) -> None:
-        if x.ndim != 4 or x.shape[1] != channels or x.shape[2] % factor or x.shape[3] % factor:
-            sides = f", H and W multiples of {factor}" if factor > 1 else ""
-            raise InputError(f"the autoencoder takes [N, {channels}, H, W]{sides}, got {tuple(x.shape)}")
+
+def _strange(shape: tuple[int, ...], channels: int, factor: int) -> str | None:
+    if len(shape) == 4 and shape[1] == channels and not shape[2] % factor and not shape[3] % factor:
+        return None
+    sides = f", H and W multiples of {factor}" if factor > 1 else ""
+    return f"the autoencoder takes [N, {channels}, H, W]{sides}, got {shape}"
+
+
+def _check(x: Tensor, channels: int, factor: int) -> None:
+    why = _strange(tuple(x.shape), channels, factor)
+    if why:
+        raise InputError(why)
 
 
 def _code(out: Any) -> Tensor:

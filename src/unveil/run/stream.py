@@ -275,9 +275,10 @@ def stream(
         Limits after which the run is cancelled.
     x_init, sigma_start:
         Start at a given signal, [*shape], [B, *shape] or [B * samples, *shape] in the value range, with noise of level
-        ``sigma_start`` (default: the first of the schedule) added, and leave out the levels above it. Without
-        ``x_init`` the start is the pseudo-inverse, regularised where there is noise. "Come closer, diffuse faster",
-        Chung, Sim, Ye 2022, arXiv 2112.05146, equation 8.
+        ``sigma_start`` (default: the first of the schedule) added. All ``steps`` are then spaced below that level, as
+        the solver spaces its own; of a ``schedule``, and of one that travels in time, the levels above it are left
+        out, and fewer steps remain. Without ``x_init`` the start is the pseudo-inverse, regularised where there is
+        noise. "Come closer, diffuse faster", Chung, Sim, Ye 2022, arXiv 2112.05146, equation 8.
     resume:
         A state, or a loaded checkpoint, of the same run to go on from.
     """
@@ -296,8 +297,10 @@ def stream(
         )
     if steps is not None and steps < 1:
         raise InputError(f"steps must be at least 1, got {steps}")
+    spaced = None
     if schedule is None:
         schedule = solver.schedule(prior, steps or solver.default_steps)
+        spaced = len(schedule)
     elif steps is not None:
         raise InputError("give steps or schedule, not both")
     rows = problem.y.shape[0]
@@ -313,7 +316,7 @@ def stream(
     else:
         size = chunk
     if sigma_start is not None:
-        schedule = schedule.below(sigma_start)
+        schedule = solver.below(schedule, sigma_start, spaced)
         x_init = regularised_inverse(problem) if x_init is None else x_init
     if x_init is not None:
         x_init = _rows_of(x_init, problem, samples)

@@ -146,6 +146,10 @@ class Solver:
         """The solver's noise levels for a prior, in the prior's units: by default Karras' over its sigma_range."""
         return karras(steps, *prior.sigma_range)
 
+    def below(self, schedule: Schedule, sigma: float, steps: int | None) -> Schedule:
+        """The schedule of a run that starts at level sigma, as :meth:`Schedule.below` has it."""
+        return schedule.below(sigma, steps)
+
     def init(self, run: Run) -> State:
         """The state before the first step: pure noise of the first level around the middle of the value range."""
         middle = sum(run.problem.value_range) / 2

@@ -173,11 +173,11 @@ def log_levels(prior: Prior, steps: int, start: float, end: float) -> Schedule:
 def replaced(x: Tensor, sigma: float, run: Run, weight: float = 1.0) -> Tensor:
     """x at level sigma with what A sees of it replaced by the data at that level: x + A^+ (y + sigma A z - A x).
 
-    Song et al. 2021 (arXiv 2011.13456), appendix I.2, for any linear A. ``weight`` < 1 goes part of the way. Without
-    noise in y only; at sigma = 0 the result reproduces y.
+    Song et al. 2021 (arXiv 2011.13456), appendix I.2, for any linear A. ``weight`` < 1 goes part of the way.
+    Noise in y is taken for signal; at sigma = 0 the result of all the way reproduces y.
     """
     there = x.sub(run.rng.normal(x), alpha=sigma) if sigma > 0 else x
-    return x + weight * run.problem.gain(run.problem.residual(there), 1.0)
+    return x + weight * run.problem.gain(run.problem.residual(there), math.inf)
 
 
 def squared_operator_norm(run: Run) -> Tensor:

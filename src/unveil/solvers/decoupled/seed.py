@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ...errors import InputError
 from ...priors.base import Prior
 from ...schedules import Schedule
 from ..base import Run, Solver, State
@@ -56,6 +57,14 @@ class SeededSolver(Solver):
     def schedule(self, prior: Prior, steps: int) -> Schedule:
         """The level of the seed, at every iteration."""
         return steady(seed_levels(prior, self.ddim_steps)[0], steps)
+
+    def below(self, schedule: Schedule, sigma: float, steps: int | None) -> Schedule:
+        if sigma == schedule.sigmas[0]:
+            return super().below(schedule, sigma, steps)
+        raise InputError(
+            f"{self.name} fits the seed of a whole reverse diffusion, at sigma = {schedule.sigmas[0]:g}, and starts at "
+            "no other level: leave sigma_start (--sigma-start) out and give x_init alone, or take diffpir, which does"
+        )
 
     def init(self, run: Run) -> State:
         return self.begin(run.rng.normal(run.like), run)

@@ -25,7 +25,9 @@ class SMRD(Solver):
     """SURE-based robust MRI reconstruction with diffusion models.
 
     Ozturkler, Liu, Eckart, Mardani, Song, Kautz 2023, "SMRD: SURE-based robust MRI reconstruction with diffusion
-    models", arXiv 2310.01799, Algorithm 1. (The same authors' RED-diff for MRI is ``red-diff`` with data="relative".)
+    models", arXiv 2310.01799, Algorithm 1.
+
+    This is the sampler that SURE tunes. The same authors' RED-diff for MRI is ``red-diff`` with data="relative".
 
     At every level ``repeats`` times: a Langevin step, then the data by a ridge regression whose lam is learned::
 
