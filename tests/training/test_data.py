@@ -130,3 +130,19 @@ def test_credits_follow_the_last_and_closest_paragraph() -> None:
     )
     assert notice.credit("usr/share/src/birds/owl.webp", paragraphs) == (["Cat"], "CC-BY-4.0", True)
     assert notice.credit("usr/examples/data/cow.png", paragraphs) == (["2014 The team"], "GPL-3+", False)
+
+
+def test_a_changed_picture_is_packed_anew(tmp_path: Path) -> None:
+    table = folder_table(tmp_path / "images")
+    picture(tmp_path / "images" / "a.png", 32, 32)
+    first = data.build(table, tmp_path / "cache", data.quiet).image(0).copy()
+    assert np.array_equal(data.build(table, tmp_path / "cache", data.quiet).image(0), first)
+    picture(tmp_path / "images" / "a.png", 32, 32, seed=1)
+    assert not np.array_equal(data.build(table, tmp_path / "cache", data.quiet).image(0), first)
+    picture(tmp_path / "images" / "b.png", 32, 32)
+    assert len(data.build(table, tmp_path / "cache", data.quiet)) == 2
+
+
+def test_a_card_of_packages_keeps_its_pack(tmp_path: Path) -> None:
+    table = {"channels": 3, "source": [{"fetch": "deb", "package": "p", "sha256": "0" * 64}]}
+    assert data.pack_folder(tmp_path, 2, table=table) == tmp_path / "packed" / "739eaf10997b"

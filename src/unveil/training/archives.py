@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".pgm", ".ppm")
+READ = (*SUFFIXES, ".rcc", ".gz", ".json", ".nii")  # by any reader
 
 _COMPRESSED, _DIRECTORY = 1, 2
 
@@ -53,9 +54,14 @@ def read_rcc(blob: bytes) -> dict[str, bytes]:
     return found
 
 
-def _folder(folder: Path, suffixes: tuple[str, ...]) -> Iterator[tuple[str, bytes]]:
-    for path in sorted(folder.rglob("*")):
-        if path.is_symlink() or not path.is_file():
+def files(folder: Path) -> list[Path]:
+    """All files in a folder and those in it, links to files included, in a fixed order."""
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def _folder(folder: Path, suffixes: tuple[str, ...], links: bool = True) -> Iterator[tuple[str, bytes]]:
+    for path in files(folder):
+        if path.is_symlink() and not links:
             continue
         name = path.relative_to(folder).as_posix()
         if name.lower().endswith(suffixes):
@@ -76,7 +82,7 @@ def iterate(archive: Path, suffixes: tuple[str, ...] = SUFFIXES) -> Iterator[tup
     elif archive.suffix == ".deb":
         with tempfile.TemporaryDirectory() as scratch:
             subprocess.run(["dpkg-deb", "-x", str(archive), scratch], check=True)
-            yield from _folder(Path(scratch), suffixes)
+            yield from _folder(Path(scratch), suffixes, links=False)  # they lead to images that are there as well
     elif archive.suffix in (".whl", ".zip"):
         with zipfile.ZipFile(archive) as bundle:
             for name in sorted(bundle.namelist()):

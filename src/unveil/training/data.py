@@ -173,14 +173,30 @@ class Pack:
         return known
 
 
+def pack_folder(cache: Path, *what: Any, table: Mapping[str, Any]) -> Path:
+    """Where what is packed of a `[data]` table is kept: named by `what` it is, the table, and the files in its folders.
+
+    Packages have checksums in the table; a picture in a folder may change, which its size or time shows.
+    """
+    state: list[Any] = []
+    for source in table.get("source", []):
+        if source.get("fetch") == "folder":
+            folder = fetch(source, cache)
+            for file in archives.files(folder):
+                if file.name.lower().endswith(archives.READ):
+                    stat = file.stat()
+                    state.append([file.relative_to(folder).as_posix(), stat.st_size, stat.st_mtime_ns])
+    whole = json.dumps([*what, table, *([state] if state else [])], sort_keys=True)
+    return cache / "packed" / hashlib.sha256(whole.encode()).hexdigest()[:12]
+
+
 def build(data: Mapping[str, Any], cache: Path | None = None, say: Callable[[str], None] = print) -> Pack:
-    """Fetch, extract and pack what a card's `[data]` table describes; a pack already there is reused.
+    """Fetch, extract and pack what a card's `[data]` table describes; a pack of the same is reused.
 
     Raises InputError for a wrong checksum, a missing folder, a pattern that fits nothing, or no image at all.
     """
     cache = default_cache() if cache is None else cache
-    key = hashlib.sha256(json.dumps([PACKING, data], sort_keys=True).encode()).hexdigest()[:12]
-    folder = cache / "packed" / key
+    folder = pack_folder(cache, PACKING, table=data)
     if not (folder / "index.json").exists():
         _pack(data, cache, folder, say)
     index = json.loads((folder / "index.json").read_text())
