@@ -146,3 +146,17 @@ def test_a_changed_picture_is_packed_anew(tmp_path: Path) -> None:
 def test_a_card_of_packages_keeps_its_pack(tmp_path: Path) -> None:
     table = {"channels": 3, "source": [{"fetch": "deb", "package": "p", "sha256": "0" * 64}]}
     assert data.pack_folder(tmp_path, 2, table=table) == tmp_path / "packed" / "739eaf10997b"
+
+
+def test_greys_of_sixteen_bits_are_scaled(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    ramp = np.linspace(0, 65535, 64).round().astype(np.uint16).reshape(8, 8)
+    Image.fromarray(ramp).save(tmp_path / "images" / "deep.png")
+    Image.fromarray(ramp).save(tmp_path / "images" / "deep.tif")
+    pack = data.build(folder_table(tmp_path / "images"), tmp_path, data.quiet)
+    assert [e["name"] for e in pack.entries] == ["deep.png", "deep.tif"]
+    for k in range(2):
+        assert np.array_equal(pack.image(k), np.repeat((ramp / 257).round().astype(np.uint8)[..., None], 3, axis=2))
+    Image.fromarray(ramp.astype(np.float32)).save(tmp_path / "images" / "float.tif")
+    with pytest.raises(InputError, match=r"float.tif has 32-bit values"):
+        data.build(folder_table(tmp_path / "images"), tmp_path, data.quiet)

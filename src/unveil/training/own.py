@@ -42,7 +42,7 @@ def own_card(folder: Path, name: str, size: int = 64, steps: int = 4000, workers
         try:
             with Image.open(path) as image:
                 sizes.add(image.size)
-                grey = grey and image.mode in ("1", "L", "I;16", "I", "LA")
+                grey = grey and image.mode.startswith(("1", "L", "I"))
         except (UnidentifiedImageError, OSError) as error:
             raise InputError(f"{path} is not an image that can be read: repair or remove it.") from error
     if max(min(s) for s in sizes) < size:
