@@ -459,6 +459,11 @@ def test_names_condition_the_network_and_codes_can_be_learnt(tmp_path: Path, mon
     trained, meta = load_network(export(tmp_path / "latent", tmp_path / "latent.safetensors", "latent"))
     assert meta["latent"]["autoencoder"] == str(file)
     assert len(meta["latent"]["mean"]) == len(meta["latent"]["std"]) == 2
+    psnr = json.loads((tmp_path / "latent" / "log.jsonl").read_text().splitlines()[-1])["psnr"]["50"]
+    unseen = source.held_out(16)[0]
+    clipped, whole_codes = (validate(objective("edm", 0.5), trained, unseen, clip=c)["50"] for c in (True, False))
+    assert psnr == pytest.approx(whole_codes, abs=0.02)  # codes are not clipped to the range of pictures
+    assert abs(psnr - clipped) > 0.1
     x, time, text = torch.randn(1, 2, 16, 16), torch.zeros(1), known["text"][:1]
     assert torch.equal(trained(x, time), trained(x, time, text=torch.zeros(1, 12)))
     assert not torch.equal(trained(x, time), trained(x, time, text=text))

@@ -34,6 +34,7 @@ from ..errors import CheckpointError, InputError, UnveilError
 from ..io.atomic import append_line
 from ..processes import end_with_parent
 from . import checkpoint
+from .latents import Latents
 from .objectives import objective, validate
 from .optim import MuonAdam
 from .recipe import Recipe, draw_sigma, first_stage, rate_factor, read_card, replan
@@ -416,7 +417,7 @@ def _work(
             }
             validating = _crossed(w.step, passed, recipe.validate_every) or at_end
             if validating and w.held_out is not None and len(w.held_out):
-                record["psnr"] = validate(w.task, w.average, w.held_out)
+                record["psnr"] = validate(w.task, w.average, w.held_out, clip=not isinstance(w.source, Latents))
             append_line(out / "log.jsonl", json.dumps(record))
             left = (recipe.steps - w.step) * recipe.batch * recipe.workers / max(rate, 1e-9) / 60
             scores = "".join(f"  psnr@{k} {v:.2f}" for k, v in record.get("psnr", {}).items())
