@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from unveil.errors import InputError
 from unveil.priors import NetworkPrior, check_prior, ddpm_cosine, ddpm_linear, load_prior
 from unveil.priors.base import Prior, Rescaled
 from unveil.priors.formats.adm import PUBLISHED, adm_config
+from unveil.priors.formats.diffusers import _setting
 from unveil.priors.formats.edm import edm_config
 from unveil.priors.formats.files import Weights, read_weights
 from unveil.priors.kernels import DDPM, EDM, VE, VPLinear
@@ -55,6 +57,25 @@ def network_of(prior: Prior) -> NetworkPrior:
 
 def pictures(n: int = 2, channels: int = 3, side: int = 16) -> Tensor:
     return torch.rand(n, channels, side, side, generator=torch.Generator().manual_seed(5))
+
+
+# -- diffusers (the rest needs the extra: tests/extras) ----------------------------------------------
+
+
+def test_what_overrules_a_scheduler_leaves_the_rest_of_it(tmp_path):
+    said = {"_class_name": "DDPMScheduler", "variance_type": "learned_range", "clip_sample_range": 2.0}
+    (tmp_path / "scheduler_config.json").write_text(json.dumps(said))
+    found = _setting(tmp_path, None, None)
+    assert (found.predicts, found.clip, found.variance) == ("eps", (-2.0, 2.0), "learned_range")
+    assert _setting(tmp_path, None, "v") == replace(found, predicts="v")
+    assert _setting(tmp_path, ddpm_cosine(), None) == replace(found, schedule=ddpm_cosine())
+    assert _setting(tmp_path, VPLinear(), None) == replace(found, schedule=VPLinear(), variance=None)
+    said = {"_class_name": "EDMEulerScheduler", "sigma_data": 0.7, "prediction_type": "v_prediction"}
+    (tmp_path / "scheduler_config.json").write_text(json.dumps(said))
+    found = _setting(tmp_path, None, None)
+    assert (found.sigma_data, found.negative) == (0.7, True)
+    assert _setting(tmp_path, EDM(0.01, 50.0), None) == replace(found, schedule=EDM(0.01, 50.0))
+    assert not _setting(tmp_path, None, "eps").negative
 
 
 # -- ADM ---------------------------------------------------------------------------------------------
