@@ -24,8 +24,9 @@ from unveil.priors import (
     save_prior,
 )
 from unveil.priors.adapters import as_prior
-from unveil.priors.kernels import EDM
+from unveil.priors.kernels import EDM, RectifiedFlow
 from unveil.priors.networks.unet import UNet
+from unveil.priors.networks.velocity import VelocityUNet
 
 CONFIG: dict[str, Any] = {"channels": 3, "widths": [8, 12], "blocks": 1, "unshuffle": 2, "features": 16}
 
@@ -76,6 +77,21 @@ def test_a_file_is_the_network_in_the_units_of_image_files(file: Path) -> None:
     assert prior.describe()["name"] == "tiny"
     assert load_prior(str(file), device="cpu").describe() == prior.describe()
     assert len(check_prior(prior, (3, 8, 8))) == 9
+
+
+def test_a_flow_is_saved_as_one(tmp_path: Path) -> None:
+    config = {**CONFIG, "sigma_data": 0.5}
+    module = VelocityUNet(**config)
+    save_prior(
+        tmp_path / "flow.safetensors", module, config=config, value_range=(-1, 1), shape=(3, None, None),
+        network="velocity-unet", dtype=torch.float32,
+    )  # fmt: skip
+    x = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    want = as_prior(module, predicts="flow", schedule=RectifiedFlow(), value_range=(-1, 1), shape=(3, None, None))
+    got = load_prior(tmp_path / "flow.safetensors").in_range(-1, 1)
+    torch.testing.assert_close(got.denoise(x, 0.3), want.denoise(x, 0.3))
+    with pytest.raises(UnknownName, match="did you mean velocity-unet"):
+        save_prior(tmp_path / "x", module, config=config, value_range=(-1, 1), shape=(3,), network="velocity")
 
 
 def test_stored_in_half_precision_and_replaced_at_once(file: Path) -> None:

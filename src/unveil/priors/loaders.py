@@ -171,6 +171,10 @@ def _registered(name: str) -> Prior:
     return prior
 
 
+PREDICTS = {"unet": "edm", "velocity-unet": "flow"}
+"""What the networks of this library's own files predict."""
+
+
 def _network(name: str) -> type[nn.Module]:
     from .networks.unet import UNet
     from .networks.velocity import VelocityUNet
@@ -278,20 +282,23 @@ def save_prior(
     name: str = "",
     dtype: torch.dtype = torch.float16,
 ) -> None:
-    """Write the raw network of an EDM prior as a file that :func:`load_prior` reads; atomic.
+    """Write the raw network of an EDM or flow prior as a file that :func:`load_prior` reads; atomic.
 
+    ``network`` is ``unet``, inside Karras' preconditioning, or ``velocity-unet``, the velocity of a rectified flow;
     ``config`` are the keyword arguments that built the module, ``value_range`` the units it was trained in,
     ``dtype`` that of the stored weights. Raises :class:`InputError` if a weight overflows it, or if the file cannot be
     written.
     """
     from safetensors.torch import save_file
 
+    if network not in PREDICTS:
+        raise unknown("network", network, PREDICTS)
     path = Path(path)
     header = {
         "format": FORMAT,
         "network": network,
         "config": dict(config),
-        "predicts": "edm",
+        "predicts": PREDICTS[network],
         "sigma_data": sigma_data,
         "value_range": list(value_range),
         "sigma_range": list(sigma_range),
