@@ -537,7 +537,7 @@ def test_ones_own_images_become_a_prior(tmp_path: Path, capsys: pytest.CaptureFi
     assert main([*words, "--steps", "2"]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == str(run / "mine.safetensors")
     card = read_card(run / "card.toml")
-    assert card["data"]["source"][0]["hold_out"] == ["02.png"]
+    assert card["data"]["source"][0]["hold_out"] == ["/02.png"]
     assert (card["network"]["channels"], card["training"]["fixed_size"]) == (1, True)
     assert load_network(run / "mine.safetensors")[1]["shape"] == [1, 32, 32]
     assert main([*words, "--resume", "--steps", "3"]) == 0
@@ -563,6 +563,29 @@ def test_a_card_for_a_folder(tmp_path: Path) -> None:
     (larger / "broken.png").write_bytes(b"not an image")
     with pytest.raises(InputError, match=r"broken\.png is not an image"):
         own_card(larger, "crops")
+
+
+def test_own_folders_of_any_names_links_and_sizes(tmp_path: Path) -> None:
+    folder = folder_of_images(tmp_path / "images", 3, 40)
+    folder_of_images(folder / "sub", 3, 40)
+    (folder / "02.png").rename(folder / "a [2].png")
+    (folder / "sub" / "02.png").rename(folder / "sub" / "a [2].png")
+    elsewhere = folder_of_images(tmp_path / "elsewhere", 1, 40)
+    (folder / "link.png").symlink_to(elsewhere / "00.png")
+    Image.new("RGB", (1, 1)).save(folder / "dot.png")
+    tables = own_card(folder, "mine", 32)
+    assert tables["training"]["validate_size"] == 40
+    pack = data.build(tables["data"], tmp_path, data.quiet)
+    names = ["00.png", "01.png", "a [2].png", "dot.png", "link.png", *(f"sub/{n}" for n in ("00.png", "01.png"))]
+    assert [e["name"] for e in pack.entries] == [*names, "sub/a [2].png"]
+    assert [e["name"] for e in pack.entries if e["split"] == "held-out"] == ["sub/a [2].png"]
+    assert archives.matches("a.png", ["/a.png"])
+    assert not archives.matches("sub/a.png", ["/a.png"])
+    assert own_card(elsewhere, "small", 39)["training"]["validate_size"] == 40
+    whole = (folder / "sub" / "00.png").read_bytes()
+    (folder / "sub" / "00.png").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match=rf"^{folder}/sub/00\.png cannot be read \(.*\): repair or remove it\.$"):
+        data.build(own_card(folder, "mine", 32)["data"], tmp_path, data.quiet)
 
 
 def test_every_card_that_ships_can_be_read() -> None:

@@ -101,5 +101,5 @@ def iterate(archive: Path, suffixes: tuple[str, ...] = SUFFIXES) -> Iterator[tup
 
 
 def matches(name: str, patterns: list[str]) -> bool:
-    """True if a shell pattern (* also crosses slashes) fits the end of the path."""
-    return any(fnmatch.fnmatchcase(name, p) or fnmatch.fnmatchcase(name, f"*/{p}") for p in patterns)
+    """True if a shell pattern (* also crosses slashes) fits the end of the path; one that begins with / all of it."""
+    return any(fnmatch.fnmatchcase(f"/{name}", p if p.startswith("/") else f"*/{p}") for p in patterns)

