@@ -542,6 +542,11 @@ def test_ones_own_images_become_a_prior(tmp_path: Path, capsys: pytest.CaptureFi
     assert load_network(run / "mine.safetensors")[1]["shape"] == [1, 32, 32]
     assert main([*words, "--resume", "--steps", "3"]) == 0
     assert checkpoint.newest(run) == run / "step-3"
+    written = (run / "card.toml").read_text()
+    capsys.readouterr()
+    assert main([*words, "--steps", "4"]) == 2
+    assert "holds a run already" in capsys.readouterr().err
+    assert (run / "card.toml").read_text() == written
     assert main(["train", "--data", str(folder), str(run / "card.toml")]) == 2
     assert "one of them" in capsys.readouterr().err
 
@@ -588,7 +593,7 @@ def test_own_folders_of_any_names_links_and_sizes(tmp_path: Path) -> None:
         data.build(own_card(folder, "mine", 32)["data"], tmp_path, data.quiet)
 
 
-def test_every_card_that_ships_can_be_read() -> None:
+def test_every_card_that_ships_can_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cards = sorted(ZOO.glob("*.toml"))
     assert {"photos", "digits", "phantoms", "brain", "photos-flow", "emoji", "emoji-latent"} <= {c.stem for c in cards}
     for path in cards:
@@ -607,6 +612,9 @@ def test_every_card_that_ships_can_be_read() -> None:
             assert len(source["sha256"]) == 64
             assert source["licence"]
     assert find_card(Path("digits")).stem == "digits"
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "brain").mkdir()  # as `unveil train brain` makes it
+    assert find_card(Path("brain")) == ZOO / "brain.toml"
     with pytest.raises(UnknownName, match="did you mean digits"):
         find_card(Path("digit"))
 

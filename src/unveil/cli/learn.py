@@ -41,6 +41,7 @@ def train(
     from ..training.export import export, write_table
     from ..training.own import find_card, own_card, write_card
     from ..training.recipe import read_card
+    from ..training.train import refuse_run
     from ..training.train import train as run
 
     if (card is None) == (data is None):
@@ -56,6 +57,8 @@ def train(
     folder = Path(name) if out is None else out
     if data is not None:
         card = folder / "card.toml"
+        if not resume:
+            refuse_run(folder)  # before its card is written over
         if not (resume and card.is_file()):
             write_card(card, own_card(data, name, size, steps or 4000, workers))
     assert card is not None

@@ -17,7 +17,7 @@ from .archives import SUFFIXES, files
 
 def find_card(card: Path) -> Path:
     """The card that a path names, or that of the prior of the zoo with this name."""
-    if card.exists() or card.suffix == ".toml":
+    if card.is_file() or card.suffix == ".toml":
         return card
     if not (ZOO / f"{card}.toml").is_file():
         raise unknown("card", str(card), {path.stem for path in ZOO.glob("*.toml")})

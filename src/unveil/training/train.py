@@ -115,8 +115,8 @@ def _stage(
     last = checkpoint.newest(out)
     if resume and last is None:
         raise InputError(f"There is no checkpoint in {out} to resume from: leave out --resume.")
-    if not resume and last is not None:
-        raise InputError(f"{out} holds a run already: use --resume, or another folder.")
+    if not resume:
+        refuse_run(out)
     if last is not None:
         saved = checkpoint.read_part(last, "shared")
         asked, recipe = recipe, Recipe.from_table(saved["recipe"])
@@ -157,6 +157,12 @@ def _stage(
     final = checkpoint.newest(out)
     assert final is not None
     return final
+
+
+def refuse_run(out: Path) -> None:
+    """Raises InputError if a folder holds a run."""
+    if checkpoint.newest(out) is not None:
+        raise InputError(f"{out} holds a run already: use --resume, or another folder.")
 
 
 def _tidy(out: Path) -> None:
