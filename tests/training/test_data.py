@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 import struct
 import zlib
 from pathlib import Path
@@ -160,3 +161,29 @@ def test_greys_of_sixteen_bits_are_scaled(tmp_path: Path) -> None:
     Image.fromarray(ramp.astype(np.float32)).save(tmp_path / "images" / "float.tif")
     with pytest.raises(InputError, match=r"float.tif has 32-bit values"):
         data.build(folder_table(tmp_path / "images"), tmp_path, data.quiet)
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ({"fetch": "deb", "package": "p"}, "lacks version, file, sha256: add what is missing"),
+        ({"fetch": "folder"}, "lacks path: add"),
+        ({"fetch": "rpm"}, "Unknown fetch = 'rpm' in the card: use deb, wheel"),
+        ({"fetch": "wheel", "package": "p", "version": "1", "file": "p.whl", "sha256": "0"}, "'p.whl' is not the name"),
+    ],
+)
+def test_a_source_that_says_too_little(source: dict[str, str], words: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=words):
+        data.build({"source": [source]}, tmp_path, data.quiet)
+
+
+def test_packages_that_cannot_be_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "p_1.deb"
+    package.write_bytes(b"no package")
+    if shutil.which("dpkg-deb"):
+        with pytest.raises(InputError, match=r"p_1\.deb cannot be unpacked: "):
+            list(archives.iterate(package))
+    monkeypatch.setenv("PATH", "")
+    for read in (lambda: list(archives.iterate(package)), lambda: notice._copyright_text({"package": "p"}, package)):
+        with pytest.raises(InputError, match=r"no dpkg-deb on this machine to unpack p_1\.deb: install dpkg"):
+            read()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -49,11 +50,11 @@ def train(
     if card is not None:
         card = find_card(card)
         name = str(read_card(card).get("name") or card.stem)
-        words = str(card)
+        words = [str(card)]
     else:
         assert data is not None
         name = prior_name
-        words = f"--data {data} --size {size} --prior-name {name} --workers {workers}"
+        words = ["--data", str(data), "--size", str(size), "--prior-name", name, "--workers", str(workers)]
     folder = Path(name) if out is None else out
     if data is not None:
         card = folder / "card.toml"
@@ -66,8 +67,10 @@ def train(
         last = run(card, folder, resume=resume, data=cache, steps=steps, device=device)
     except KeyboardInterrupt:
         newest = checkpoint.newest(folder)
-        given = "".join(f" --{k} {v}" for k, v in (("steps", steps), ("cache", cache)) if v is not None)
-        again = f"unveil train {words} --out {folder} --resume{given}"
+        words += ["--out", str(folder), "--resume"]
+        for option, value in (("--steps", steps), ("--cache", cache), ("--device", device)):
+            words += [] if value in (None, "auto") else [option, str(value)]
+        again = shlex.join(["unveil", "train", *words])
         go_on = f"; to go on from {newest.name}: {again}" if newest else ""
         print(f"\ninterrupted{go_on or ' before the first checkpoint'}", file=sys.stderr)
         raise typer.Exit(130) from None

@@ -10,7 +10,10 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from ..errors import InputError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".pgm", ".ppm")
 READ = (*SUFFIXES, ".rcc", ".gz", ".json", ".nii")  # by any reader
@@ -54,6 +57,19 @@ def read_rcc(blob: bytes) -> dict[str, bytes]:
     return found
 
 
+@contextmanager
+def unpacked(package: Path) -> Iterator[Path]:
+    """A folder with the files of a Debian package. Raises InputError without dpkg-deb, and for a damaged package."""
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            subprocess.run(["dpkg-deb", "-x", str(package), scratch], check=True, capture_output=True, text=True)
+        except FileNotFoundError as error:
+            raise InputError(f"There is no dpkg-deb on this machine to unpack {package.name}: install dpkg.") from error
+        except subprocess.CalledProcessError as error:
+            raise InputError(f"{package} cannot be unpacked: {' '.join(error.stderr.split())}") from error
+        yield Path(scratch)
+
+
 def files(folder: Path) -> list[Path]:
     """All files in a folder and those in it, links to files included, in a fixed order."""
     return sorted(path for path in folder.rglob("*") if path.is_file())
@@ -80,9 +96,8 @@ def iterate(archive: Path, suffixes: tuple[str, ...] = SUFFIXES) -> Iterator[tup
     if archive.is_dir():
         yield from _folder(archive, suffixes)
     elif archive.suffix == ".deb":
-        with tempfile.TemporaryDirectory() as scratch:
-            subprocess.run(["dpkg-deb", "-x", str(archive), scratch], check=True)
-            yield from _folder(Path(scratch), suffixes, links=False)  # they lead to images that are there as well
+        with unpacked(archive) as folder:
+            yield from _folder(folder, suffixes, links=False)  # they lead to images that are there as well
     elif archive.suffix in (".whl", ".zip"):
         with zipfile.ZipFile(archive) as bundle:
             for name in sorted(bundle.namelist()):

@@ -48,6 +48,11 @@ Bytes = NDArray[np.uint8]
 PACKING = 2  # raise when the same card would give other pixels
 
 
+_PACKAGE = ("package", "version", "file", "sha256")
+NEEDED = {"deb": _PACKAGE, "wheel": _PACKAGE, "sdist": _PACKAGE, "npm": _PACKAGE, "folder": ("path",)}
+"""The kinds of sources, and the keys without which they cannot be fetched."""
+
+
 def quiet(_: str) -> None:
     """Say nothing: for `say` arguments."""
 
@@ -79,6 +84,11 @@ def verify(path: Path, sha256: str) -> None:
 def fetch(source: Mapping[str, Any], cache: Path) -> Path:
     """Path of a source's archive, in `cache/downloads`: downloaded if it is not there, checksum verified."""
     kind = source.get("fetch")
+    if kind not in NEEDED:
+        raise InputError(f"Unknown fetch = {kind!r} in the card: use {', '.join(NEEDED)}.")
+    missing = [key for key in NEEDED[kind] if key not in source]
+    if missing:
+        raise InputError(f"A source of the card with fetch = {kind!r} lacks {', '.join(missing)}: add what is missing.")
     if kind == "folder":
         folder = Path(source["path"]).expanduser()
         if not folder.is_dir():
@@ -97,10 +107,8 @@ def fetch(source: Mapping[str, Any], cache: Path) -> Path:
             else:
                 command += [f"--no-binary={source['package']}"]
             command += [f"{source['package']}=={source['version']}"]
-        elif kind == "npm":
-            command = ["npm", "pack", "--silent", f"{source['package']}@{source['version']}"]
         else:
-            raise InputError(f"Unknown fetch = {kind!r} in the card: use 'deb', 'wheel', 'sdist', 'npm' or 'folder'.")
+            command = ["npm", "pack", "--silent", f"{source['package']}@{source['version']}"]
         try:
             said = subprocess.run(command, cwd=downloads, capture_output=True, text=True).stderr
         except FileNotFoundError:
@@ -115,7 +123,10 @@ def fetch(source: Mapping[str, Any], cache: Path) -> Path:
 
 
 def _wheel_tags(name: str) -> list[str]:
-    python, abi, platform = name.removesuffix(".whl").split("-")[-3:]
+    parts = name.removesuffix(".whl").split("-")
+    if len(parts) < 5:
+        raise InputError(f"{name!r} is not the name of a wheel: write it as on the page of its package.")
+    python, abi, platform = parts[-3:]
     if platform == "any":
         return []
     version = re.sub(r"\D", "", python)

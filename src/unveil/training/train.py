@@ -265,7 +265,10 @@ class _Worker:
         self.task = objective(recipe.objective, recipe.sigma_data)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed)
-            self.network = self.task.build(self.table)
+            try:
+                self.network = self.task.build(self.table)
+            except (TypeError, ValueError, RuntimeError) as error:
+                raise InputError(f"[network] cannot be built ({' '.join(str(error).split())}): correct it.") from error
             self.average = self.task.build(self.table)
         if recipe.start and last is None:
             load_start(self.network, recipe.start)
