@@ -403,3 +403,18 @@ def test_a_name_on_the_hub_needs_a_commit():
     for name in ("google/ddpm-celebahq-256", "google/ddpm-celebahq-256@main"):
         with pytest.raises(InputError, match=r"there is no folder google/.*name the commit, 40 hexadecimal digits"):
             load_prior(name)
+
+
+@pytest.mark.parametrize(
+    ("network", "options"),
+    [
+        (ADM(**SMALL, classes=5), {"head_channels": 32}),
+        (EDMUNet(**EDM_SMALL, classes=5), {"preconditioning": "edm"}),
+        (EDM2UNet(size=16, channels=3, width=64, multiples=(1, 2), blocks=1, attention=(8,), classes=5), {}),
+    ],
+)
+def test_labels_are_counted_off_the_weights(network, options, tmp_path):
+    prior = load_prior(saved(tmp_path / "classes.safetensors", filled(network)), **options)
+    prior.given(label=4)
+    with pytest.raises(InputError, match="the network knows labels 0 to 4, one or a list of them, not 5"):
+        prior.given(label=5)

@@ -213,8 +213,9 @@ def _read(path: Path, sha256: str | None = None, options: Mapping[str, Any] | No
         shape=header["shape"],
         conditions=tuple(c for c, key in (("label", "classes"), ("text", "texts")) if config.get(key)),
         name=header.get("name") or path.stem,
+        classes=config.get("classes") or 0,
     )
-    prior = replace(prior, classes=config.get("classes") or 0)
+    prior = replace(prior, text_size=config.get("texts") or 0)
     if "texts" in header:
         from .texts import Texts
 

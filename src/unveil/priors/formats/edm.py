@@ -69,6 +69,7 @@ def edm_prior(
         "value_range": value_range,
         "shape": shape,
         "conditions": ("label",) if config["classes"] else (),
+        "classes": config["classes"],
         "name": weights.path.stem,
     }
     if preconditioning == "edm":
@@ -137,6 +138,7 @@ def edm2_prior(
         value_range=value_range,
         shape=(config["channels"], layout.size, layout.size) if shape is None else shape,
         conditions=("label",) if config["classes"] else (),
+        classes=config["classes"],
         name=weights.path.stem,
     )
 
