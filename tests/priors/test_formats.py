@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import pickle
 from dataclasses import replace
@@ -21,6 +22,7 @@ from unveil.priors.formats.adm import PUBLISHED, adm_config
 from unveil.priors.formats.diffusers import _setting
 from unveil.priors.formats.edm import edm_config
 from unveil.priors.formats.files import Weights, read_weights
+from unveil.priors.formats.schedulers import read_scheduler
 from unveil.priors.kernels import DDPM, EDM, VE, VPLinear
 from unveil.priors.networks.adm import ADM
 from unveil.priors.networks.edm import EDMUNet
@@ -399,6 +401,23 @@ def test_a_wrong_size_of_image_says_what_would_fit(tmp_path):
 # -- the hub -----------------------------------------------------------------------------------------
 
 
+def test_the_hub_is_silent_without_a_network(monkeypatch, caplog):
+    hub = pytest.importorskip("huggingface_hub")
+    logger = logging.getLogger("huggingface_hub")
+
+    def unreachable(*_, **__):
+        logging.getLogger("huggingface_hub.utils._http").warning("Retrying in 1s [Retry 1/5].")
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(hub, "snapshot_download", unreachable)
+    monkeypatch.setattr(logger, "propagate", True)
+    level = logger.level
+    with pytest.raises(InputError, match=r"could not be downloaded \(no network\)"):
+        load_prior("org/name@" + "0" * 40)
+    assert caplog.text == ""
+    assert logger.level == level
+
+
 def test_a_name_on_the_hub_needs_a_commit():
     for name in ("google/ddpm-celebahq-256", "google/ddpm-celebahq-256@main"):
         with pytest.raises(InputError, match=r"there is no folder google/.*name the commit, 40 hexadecimal digits"):
@@ -418,3 +437,22 @@ def test_labels_are_counted_off_the_weights(network, options, tmp_path):
     prior.given(label=4)
     with pytest.raises(InputError, match="the network knows labels 0 to 4, one or a list of them, not 5"):
         prior.given(label=5)
+
+
+def test_broken_arguments_of_a_preconditioning(tmp_path):
+    network = filled(EDMUNet(**EDM_SMALL))
+    for kwargs, said in (
+        ("{", "the metadata entry kwargs is not JSON"),
+        ("[]", "the metadata entry kwargs is not an object"),
+        ('{"sigma_data": null}', "sigma_data in the metadata entry kwargs is None, not a number"),
+    ):
+        path = saved(tmp_path / "a.safetensors", network, "model.", {"class": "EDMPrecond", "kwargs": kwargs})
+        with pytest.raises(InputError, match=rf"a\.safetensors: {said}"):
+            load_prior(path)
+
+
+@pytest.mark.parametrize("kind", ["DDPMScheduler", "EDMEulerScheduler", "FlowMatchEulerDiscreteScheduler"])
+def test_a_scheduler_with_values_of_another_kind(kind):
+    said = {"_class_name": kind, **dict.fromkeys(("beta_start", "sigma_min", "num_train_timesteps"), "x")}
+    with pytest.raises(InputError, match=f"{kind} with a value of another kind than its key's: .*'x'"):
+        read_scheduler(said)

@@ -125,6 +125,11 @@ def test_a_missing_key_is_named(file: Path, key: str) -> None:
         ({"config": {**CONFIG, "blocks": 2}}, "lacks tensors"),
         ({"config": {**CONFIG, "widths": [8]}}, "unknown tensors|misshapen"),
         ({"sigma_range": [1, 0.1]}, "low < high"),
+        ({"sigma_range": ["0.002", "80"]}, "must be numbers"),
+        ({"value_range": ["-1", "1"]}, "must be numbers"),
+        ({"sigma_data": "0.5"}, "must be numbers"),
+        ({"texts": {}}, r"texts is {}, not an object that names a file"),
+        ({"shape": [1, 32, 32]}, r"shape is \[1, 32, 32\], but the network takes 3 channels"),
     ],
 )
 def test_a_header_that_does_not_fit(file: Path, changes: dict[str, Any], message: str) -> None:

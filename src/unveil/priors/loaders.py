@@ -266,8 +266,17 @@ def _check_header(path: Path, header: Mapping[str, Any]) -> None:
         value = header[key]
         if not isinstance(value, list) or length not in (None, len(value)):
             raise InputError(f"{path}: the metadata entry {key} is {value!r}, not a list of {length or 'sizes'}")
+    numbers = [*header["value_range"], *header["sigma_range"], header["sigma_data"]]
+    if not all(type(n) in (int, float) for n in numbers):
+        raise InputError(f"{path}: value_range, sigma_range and sigma_data of the metadata must be numbers: {numbers}")
     if not isinstance(header["config"], dict):
         raise InputError(f"{path}: the metadata entry config is not an object")
+    channels = header["config"].get("channels", header["shape"][:1])
+    if header["shape"][:1] != [channels]:
+        raise InputError(f"{path}: shape is {header['shape']}, but the network takes {channels} channels")
+    texts = header.get("texts", {"file": ""})
+    if not (isinstance(texts, dict) and isinstance(texts.get("file"), str)):
+        raise InputError(f"{path}: the metadata entry texts is {texts!r}, not an object that names a file")
 
 
 def save_prior(
