@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -13,6 +15,7 @@ from unveil.app.tasks import Asked, read_mask
 from unveil.classical.photographs import baseline, biharmonic, laplacian, wiener
 from unveil.io.images import read_image
 from unveil.operators import Blur, Identity, gaussian_kernel
+from unveil.priors.loaders import ZOO
 from unveil.problem import Problem
 
 
@@ -41,6 +44,13 @@ def test_show_every_solver(unveil):
             assert option in out
         assert "needs" in out
     assert "arXiv 2305.04391" in unveil("show", "red-diff")[1]
+
+
+def test_show_says_where_the_sheet_of_a_prior_is(unveil):
+    for card in ZOO.glob("*.toml"):
+        sheet = f"docs/images/zoo-{card.stem}.png"
+        assert sheet in unveil("show", card.stem)[1]
+        assert (Path(__file__).parents[2] / sheet).is_file()
 
 
 def test_show_operator_prior_and_card(unveil, monkeypatch):
