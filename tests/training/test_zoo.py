@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from unveil.training.export import load_network
 from unveil.training.recipe import Recipe, read_card
 
 PACKAGE = Path(unveil.__file__).parent
+ROOT = Path(__file__).parents[2]
 ZOO = PACKAGE / "priors" / "zoo"
 NAMES = sorted(f.stem for f in ZOO.glob("*.toml"))
 
@@ -53,6 +55,19 @@ def test_the_card_describes_the_file(name: str) -> None:
     assert card["weaknesses"]
     notice = (ZOO / f"NOTICE.{name}.txt").read_text()
     assert all(source["package"] in notice for source in card["data"].get("source", []))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_licences_are_said_everywhere(name: str) -> None:
+    card, notice = read_card(ZOO / f"{name}.toml"), (ZOO / f"NOTICE.{name}.txt").read_text()
+    sources = [f"stated licence: {source['licence']}\n" for source in card["data"].get("source", [])]
+    assert name == "photos-flow" or all(line in notice for line in sources)  # its notice is that of photos
+    found = re.match(r"[\w.-]+", card["licence"])
+    assert found
+    assert found[0] in read_card(ROOT / "pyproject.toml")["project"]["license"].split(" AND ")
+    if found[0] != "Apache-2.0":
+        assert re.search(rf"`{name}`[^.]* under {found[0]}", " ".join((ROOT / "README.md").read_text().split()))
+        assert [text for text in re.findall(r"LICENSE\.[\w.-]+\.txt", notice) if (ZOO / text).is_file()]
 
 
 def test_the_zoo_is_small() -> None:
