@@ -166,7 +166,8 @@ def test_greys_of_sixteen_bits_are_scaled(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("source", "words"),
     [
-        ({"fetch": "deb", "package": "p"}, "lacks version, file, sha256: add what is missing"),
+        ({"fetch": "deb", "package": "p"}, "lacks file, sha256: add what is missing"),
+        ({"fetch": "deb", "package": "p", "file": "p.deb", "sha256": "0"}, "lacks version: add"),
         ({"fetch": "folder"}, "lacks path: add"),
         ({"fetch": "rpm"}, "Unknown fetch = 'rpm' in the card: use deb, wheel"),
         ({"fetch": "wheel", "package": "p", "version": "1", "file": "p.whl", "sha256": "0"}, "'p.whl' is not the name"),

@@ -48,9 +48,7 @@ Bytes = NDArray[np.uint8]
 PACKING = 2  # raise when the same card would give other pixels
 
 
-_PACKAGE = ("package", "version", "file", "sha256")
-NEEDED = {"deb": _PACKAGE, "wheel": _PACKAGE, "sdist": _PACKAGE, "npm": _PACKAGE, "folder": ("path",)}
-"""The kinds of sources, and the keys without which they cannot be fetched."""
+FETCHED = ("deb", "wheel", "sdist", "npm", "folder")
 
 
 def quiet(_: str) -> None:
@@ -81,14 +79,18 @@ def verify(path: Path, sha256: str) -> None:
         )
 
 
+def _need(source: Mapping[str, Any], *keys: str) -> None:
+    missing = ", ".join(key for key in keys if key not in source)
+    if missing:
+        raise InputError(f"A source of the card with fetch = {source['fetch']!r} lacks {missing}: add what is missing.")
+
+
 def fetch(source: Mapping[str, Any], cache: Path) -> Path:
     """Path of a source's archive, in `cache/downloads`: downloaded if it is not there, checksum verified."""
     kind = source.get("fetch")
-    if kind not in NEEDED:
-        raise InputError(f"Unknown fetch = {kind!r} in the card: use {', '.join(NEEDED)}.")
-    missing = [key for key in NEEDED[kind] if key not in source]
-    if missing:
-        raise InputError(f"A source of the card with fetch = {kind!r} lacks {', '.join(missing)}: add what is missing.")
+    if kind not in FETCHED:
+        raise InputError(f"Unknown fetch = {kind!r} in the card: use {', '.join(FETCHED)}.")
+    _need(source, *(("path",) if kind == "folder" else ("package", "file", "sha256")))
     if kind == "folder":
         folder = Path(source["path"]).expanduser()
         if not folder.is_dir():
@@ -98,6 +100,7 @@ def fetch(source: Mapping[str, Any], cache: Path) -> Path:
     downloads.mkdir(parents=True, exist_ok=True)
     path = downloads / str(source["file"])
     if not path.exists():
+        _need(source, "version")
         if kind == "deb":
             command = ["apt-get", "download", f"{source['package']}={source['version']}"]
         elif kind in ("wheel", "sdist"):
