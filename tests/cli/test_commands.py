@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -13,6 +15,7 @@ from unveil.app.tasks import Asked, read_mask
 from unveil.classical.photographs import baseline, biharmonic, laplacian, wiener
 from unveil.io.images import read_image
 from unveil.operators import Blur, Identity, gaussian_kernel
+from unveil.priors.loaders import ZOO
 from unveil.problem import Problem
 
 
@@ -53,6 +56,13 @@ def test_show_prints_the_papers_values_beside_the_defaults(unveil, monkeypatch):
     out = unveil("show", "ddrm")[1]
     assert "50 by default\n" in out
     assert ["eta_b", "1.0", "float", "0:1"] in [line.split() for line in out.splitlines()]
+
+
+def test_show_says_where_the_sheet_of_a_prior_is(unveil):
+    for card in ZOO.glob("*.toml"):
+        sheet = f"docs/images/zoo-{card.stem}.png"
+        assert sheet in unveil("show", card.stem)[1]
+        assert (Path(__file__).parents[2] / sheet).is_file()
 
 
 def test_show_operator_prior_and_card(unveil, monkeypatch):

@@ -25,6 +25,7 @@ from unveil.priors import (
     ddpm_linear,
     load_prior,
 )
+from unveil.priors.kernels import EDM
 from unveil.priors.networks.adm import ADM
 from unveil.priors.networks.edm import EDMUNet
 from unveil.priors.networks.edm2 import EDM2UNet, effective
@@ -309,6 +310,15 @@ def test_counts():
     assert (prior.cost.forward, prior.cost.backward) == (6, 6)
     prior.in_range(-1, 1).denoise(x, 0.2)
     assert prior.cost.forward == 9
+
+
+def test_what_counts_moves_with_what_is_counted():
+    network = as_prior(nn.Conv2d(2, 2, 1), predicts="x0", schedule=EDM(), value_range=(0, 1), shape=(2, None, None))
+    prior = Counted(network, chunk=2)
+    moved = prior.to("meta")
+    assert isinstance(moved, Counted)
+    assert moved.prior.module.weight.device.type == "meta"
+    assert (moved.cost is prior.cost, moved.chunk) == (True, 2)
 
 
 # -- other shapes ------------------------------------------------------------------------------------

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,10 @@ from unveil.errors import InputError
 from unveil.priors import NetworkPrior, check_prior, ddpm_cosine, ddpm_linear, load_prior
 from unveil.priors.base import Prior, Rescaled
 from unveil.priors.formats.adm import PUBLISHED, adm_config
+from unveil.priors.formats.diffusers import _setting
 from unveil.priors.formats.edm import edm_config
 from unveil.priors.formats.files import Weights, read_weights
+from unveil.priors.formats.schedulers import read_scheduler
 from unveil.priors.kernels import DDPM, EDM, VE, VPLinear
 from unveil.priors.networks.adm import ADM
 from unveil.priors.networks.edm import EDMUNet
@@ -55,6 +59,25 @@ def network_of(prior: Prior) -> NetworkPrior:
 
 def pictures(n: int = 2, channels: int = 3, side: int = 16) -> Tensor:
     return torch.rand(n, channels, side, side, generator=torch.Generator().manual_seed(5))
+
+
+# -- diffusers (the rest needs the extra: tests/extras) ----------------------------------------------
+
+
+def test_what_overrules_a_scheduler_leaves_the_rest_of_it(tmp_path):
+    said = {"_class_name": "DDPMScheduler", "variance_type": "learned_range", "clip_sample_range": 2.0}
+    (tmp_path / "scheduler_config.json").write_text(json.dumps(said))
+    found = _setting(tmp_path, None, None)
+    assert (found.predicts, found.clip, found.variance) == ("eps", (-2.0, 2.0), "learned_range")
+    assert _setting(tmp_path, None, "v") == replace(found, predicts="v")
+    assert _setting(tmp_path, ddpm_cosine(), None) == replace(found, schedule=ddpm_cosine())
+    assert _setting(tmp_path, VPLinear(), None) == replace(found, schedule=VPLinear(), variance=None)
+    said = {"_class_name": "EDMEulerScheduler", "sigma_data": 0.7, "prediction_type": "v_prediction"}
+    (tmp_path / "scheduler_config.json").write_text(json.dumps(said))
+    found = _setting(tmp_path, None, None)
+    assert (found.sigma_data, found.negative) == (0.7, True)
+    assert _setting(tmp_path, EDM(0.01, 50.0), None) == replace(found, schedule=EDM(0.01, 50.0))
+    assert not _setting(tmp_path, None, "eps").negative
 
 
 # -- ADM ---------------------------------------------------------------------------------------------
@@ -378,7 +401,58 @@ def test_a_wrong_size_of_image_says_what_would_fit(tmp_path):
 # -- the hub -----------------------------------------------------------------------------------------
 
 
+def test_the_hub_is_silent_without_a_network(monkeypatch, caplog):
+    hub = pytest.importorskip("huggingface_hub")
+    logger = logging.getLogger("huggingface_hub")
+
+    def unreachable(*_, **__):
+        logging.getLogger("huggingface_hub.utils._http").warning("Retrying in 1s [Retry 1/5].")
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(hub, "snapshot_download", unreachable)
+    monkeypatch.setattr(logger, "propagate", True)
+    level = logger.level
+    with pytest.raises(InputError, match=r"could not be downloaded \(no network\)"):
+        load_prior("org/name@" + "0" * 40)
+    assert caplog.text == ""
+    assert logger.level == level
+
+
 def test_a_name_on_the_hub_needs_a_commit():
     for name in ("google/ddpm-celebahq-256", "google/ddpm-celebahq-256@main"):
         with pytest.raises(InputError, match=r"there is no folder google/.*name the commit, 40 hexadecimal digits"):
             load_prior(name)
+
+
+@pytest.mark.parametrize(
+    ("network", "options"),
+    [
+        (ADM(**SMALL, classes=5), {"head_channels": 32}),
+        (EDMUNet(**EDM_SMALL, classes=5), {"preconditioning": "edm"}),
+        (EDM2UNet(size=16, channels=3, width=64, multiples=(1, 2), blocks=1, attention=(8,), classes=5), {}),
+    ],
+)
+def test_labels_are_counted_off_the_weights(network, options, tmp_path):
+    prior = load_prior(saved(tmp_path / "classes.safetensors", filled(network)), **options)
+    prior.given(label=4)
+    with pytest.raises(InputError, match="the network knows labels 0 to 4, one or a list of them, not 5"):
+        prior.given(label=5)
+
+
+def test_broken_arguments_of_a_preconditioning(tmp_path):
+    network = filled(EDMUNet(**EDM_SMALL))
+    for kwargs, said in (
+        ("{", "the metadata entry kwargs is not JSON"),
+        ("[]", "the metadata entry kwargs is not an object"),
+        ('{"sigma_data": null}', "sigma_data in the metadata entry kwargs is None, not a number"),
+    ):
+        path = saved(tmp_path / "a.safetensors", network, "model.", {"class": "EDMPrecond", "kwargs": kwargs})
+        with pytest.raises(InputError, match=rf"a\.safetensors: {said}"):
+            load_prior(path)
+
+
+@pytest.mark.parametrize("kind", ["DDPMScheduler", "EDMEulerScheduler", "FlowMatchEulerDiscreteScheduler"])
+def test_a_scheduler_with_values_of_another_kind(kind):
+    said = {"_class_name": kind, **dict.fromkeys(("beta_start", "sigma_min", "num_train_timesteps"), "x")}
+    with pytest.raises(InputError, match=f"{kind} with a value of another kind than its key's: .*'x'"):
+        read_scheduler(said)

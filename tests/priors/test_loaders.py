@@ -24,8 +24,9 @@ from unveil.priors import (
     save_prior,
 )
 from unveil.priors.adapters import as_prior
-from unveil.priors.kernels import EDM
+from unveil.priors.kernels import EDM, RectifiedFlow
 from unveil.priors.networks.unet import UNet
+from unveil.priors.networks.velocity import VelocityUNet
 
 CONFIG: dict[str, Any] = {"channels": 3, "widths": [8, 12], "blocks": 1, "unshuffle": 2, "features": 16}
 
@@ -78,6 +79,21 @@ def test_a_file_is_the_network_in_the_units_of_image_files(file: Path) -> None:
     assert len(check_prior(prior, (3, 8, 8))) == 9
 
 
+def test_a_flow_is_saved_as_one(tmp_path: Path) -> None:
+    config = {**CONFIG, "sigma_data": 0.5}
+    module = VelocityUNet(**config)
+    save_prior(
+        tmp_path / "flow.safetensors", module, config=config, value_range=(-1, 1), shape=(3, None, None),
+        network="velocity-unet", dtype=torch.float32,
+    )  # fmt: skip
+    x = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    want = as_prior(module, predicts="flow", schedule=RectifiedFlow(), value_range=(-1, 1), shape=(3, None, None))
+    got = load_prior(tmp_path / "flow.safetensors").in_range(-1, 1)
+    torch.testing.assert_close(got.denoise(x, 0.3), want.denoise(x, 0.3))
+    with pytest.raises(UnknownName, match="did you mean velocity-unet"):
+        save_prior(tmp_path / "x", module, config=config, value_range=(-1, 1), shape=(3,), network="velocity")
+
+
 def test_stored_in_half_precision_and_replaced_at_once(file: Path) -> None:
     with safe_open(file, framework="pt") as f:
         assert {f.get_tensor(k).dtype for k in f.keys()} == {torch.float16}  # noqa: SIM118
@@ -109,6 +125,11 @@ def test_a_missing_key_is_named(file: Path, key: str) -> None:
         ({"config": {**CONFIG, "blocks": 2}}, "lacks tensors"),
         ({"config": {**CONFIG, "widths": [8]}}, "unknown tensors|misshapen"),
         ({"sigma_range": [1, 0.1]}, "low < high"),
+        ({"sigma_range": ["0.002", "80"]}, "must be numbers"),
+        ({"value_range": ["-1", "1"]}, "must be numbers"),
+        ({"sigma_data": "0.5"}, "must be numbers"),
+        ({"texts": {}}, r"texts is {}, not an object that names a file"),
+        ({"shape": [1, 32, 32]}, r"shape is \[1, 32, 32\], but the network takes 3 channels"),
     ],
 )
 def test_a_header_that_does_not_fit(file: Path, changes: dict[str, Any], message: str) -> None:

@@ -64,10 +64,11 @@ def test_a_mixture_keeps_the_weights_of_its_modes(name):
     assert abs(float((x > 0).double().mean()) - 0.8) < 4 * (0.16 / 1000) ** 0.5
 
 
+@pytest.mark.parametrize("photographs", ["photos", "photos-flow"])
 @pytest.mark.parametrize("name", sorted(SAMPLERS))
-def test_samples_of_photos_are_stable_and_agree_between_precisions(name, monkeypatch):
+def test_samples_of_photos_are_stable_and_agree_between_precisions(name, photographs, monkeypatch):
     monkeypatch.setattr(sys.modules["unveil.run.sample"], "Rng", Same)
-    prior = unveil.load_prior("photos")
+    prior = unveil.load_prior(photographs)
     x = unveil.sample(prior, 3, name, shape=(3, 24, 24), steps=12, chunk=2)
     assert bool(x.isfinite().all())
     assert float(x.min()) > -1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 import struct
 import zlib
 from pathlib import Path
@@ -130,3 +131,60 @@ def test_credits_follow_the_last_and_closest_paragraph() -> None:
     )
     assert notice.credit("usr/share/src/birds/owl.webp", paragraphs) == (["Cat"], "CC-BY-4.0", True)
     assert notice.credit("usr/examples/data/cow.png", paragraphs) == (["2014 The team"], "GPL-3+", False)
+
+
+def test_a_changed_picture_is_packed_anew(tmp_path: Path) -> None:
+    table = folder_table(tmp_path / "images")
+    picture(tmp_path / "images" / "a.png", 32, 32)
+    first = data.build(table, tmp_path / "cache", data.quiet).image(0).copy()
+    assert np.array_equal(data.build(table, tmp_path / "cache", data.quiet).image(0), first)
+    picture(tmp_path / "images" / "a.png", 32, 32, seed=1)
+    assert not np.array_equal(data.build(table, tmp_path / "cache", data.quiet).image(0), first)
+    picture(tmp_path / "images" / "b.png", 32, 32)
+    assert len(data.build(table, tmp_path / "cache", data.quiet)) == 2
+
+
+def test_a_card_of_packages_keeps_its_pack(tmp_path: Path) -> None:
+    table = {"channels": 3, "source": [{"fetch": "deb", "package": "p", "sha256": "0" * 64}]}
+    assert data.pack_folder(tmp_path, 2, table=table) == tmp_path / "packed" / "739eaf10997b"
+
+
+def test_greys_of_sixteen_bits_are_scaled(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    ramp = np.linspace(0, 65535, 64).round().astype(np.uint16).reshape(8, 8)
+    Image.fromarray(ramp).save(tmp_path / "images" / "deep.png")
+    Image.fromarray(ramp).save(tmp_path / "images" / "deep.tif")
+    pack = data.build(folder_table(tmp_path / "images"), tmp_path, data.quiet)
+    assert [e["name"] for e in pack.entries] == ["deep.png", "deep.tif"]
+    for k in range(2):
+        assert np.array_equal(pack.image(k), np.repeat((ramp / 257).round().astype(np.uint8)[..., None], 3, axis=2))
+    Image.fromarray(ramp.astype(np.float32)).save(tmp_path / "images" / "float.tif")
+    with pytest.raises(InputError, match=r"float.tif has 32-bit values"):
+        data.build(folder_table(tmp_path / "images"), tmp_path, data.quiet)
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ({"fetch": "deb", "package": "p"}, "lacks file, sha256: add what is missing"),
+        ({"fetch": "deb", "package": "p", "file": "p.deb", "sha256": "0"}, "lacks version: add"),
+        ({"fetch": "folder"}, "lacks path: add"),
+        ({"fetch": "rpm"}, "Unknown fetch = 'rpm' in the card: use deb, wheel"),
+        ({"fetch": "wheel", "package": "p", "version": "1", "file": "p.whl", "sha256": "0"}, "'p.whl' is not the name"),
+    ],
+)
+def test_a_source_that_says_too_little(source: dict[str, str], words: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=words):
+        data.build({"source": [source]}, tmp_path, data.quiet)
+
+
+def test_packages_that_cannot_be_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "p_1.deb"
+    package.write_bytes(b"no package")
+    if shutil.which("dpkg-deb"):
+        with pytest.raises(InputError, match=r"p_1\.deb cannot be unpacked: "):
+            list(archives.iterate(package))
+    monkeypatch.setenv("PATH", "")
+    for read in (lambda: list(archives.iterate(package)), lambda: notice._copyright_text({"package": "p"}, package)):
+        with pytest.raises(InputError, match=r"no dpkg-deb on this machine to unpack p_1\.deb: install dpkg"):
+            read()

@@ -459,6 +459,11 @@ def test_names_condition_the_network_and_codes_can_be_learnt(tmp_path: Path, mon
     trained, meta = load_network(export(tmp_path / "latent", tmp_path / "latent.safetensors", "latent"))
     assert meta["latent"]["autoencoder"] == str(file)
     assert len(meta["latent"]["mean"]) == len(meta["latent"]["std"]) == 2
+    psnr = json.loads((tmp_path / "latent" / "log.jsonl").read_text().splitlines()[-1])["psnr"]["50"]
+    unseen = source.held_out(16)[0]
+    clipped, whole_codes = (validate(objective("edm", 0.5), trained, unseen, clip=c)["50"] for c in (True, False))
+    assert psnr == pytest.approx(whole_codes, abs=0.02)  # codes are not clipped to the range of pictures
+    assert abs(psnr - clipped) > 0.1
     x, time, text = torch.randn(1, 2, 16, 16), torch.zeros(1), known["text"][:1]
     assert torch.equal(trained(x, time), trained(x, time, text=torch.zeros(1, 12)))
     assert not torch.equal(trained(x, time), trained(x, time, text=text))
@@ -532,11 +537,16 @@ def test_ones_own_images_become_a_prior(tmp_path: Path, capsys: pytest.CaptureFi
     assert main([*words, "--steps", "2"]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == str(run / "mine.safetensors")
     card = read_card(run / "card.toml")
-    assert card["data"]["source"][0]["hold_out"] == ["02.png"]
+    assert card["data"]["source"][0]["hold_out"] == ["/02.png"]
     assert (card["network"]["channels"], card["training"]["fixed_size"]) == (1, True)
     assert load_network(run / "mine.safetensors")[1]["shape"] == [1, 32, 32]
     assert main([*words, "--resume", "--steps", "3"]) == 0
     assert checkpoint.newest(run) == run / "step-3"
+    written = (run / "card.toml").read_text()
+    capsys.readouterr()
+    assert main([*words, "--steps", "4"]) == 2
+    assert "holds a run already" in capsys.readouterr().err
+    assert (run / "card.toml").read_text() == written
     assert main(["train", "--data", str(folder), str(run / "card.toml")]) == 2
     assert "one of them" in capsys.readouterr().err
 
@@ -560,7 +570,30 @@ def test_a_card_for_a_folder(tmp_path: Path) -> None:
         own_card(larger, "crops")
 
 
-def test_every_card_that_ships_can_be_read() -> None:
+def test_own_folders_of_any_names_links_and_sizes(tmp_path: Path) -> None:
+    folder = folder_of_images(tmp_path / "images", 3, 40)
+    folder_of_images(folder / "sub", 3, 40)
+    (folder / "02.png").rename(folder / "a [2].png")
+    (folder / "sub" / "02.png").rename(folder / "sub" / "a [2].png")
+    elsewhere = folder_of_images(tmp_path / "elsewhere", 1, 40)
+    (folder / "link.png").symlink_to(elsewhere / "00.png")
+    Image.new("RGB", (1, 1)).save(folder / "dot.png")
+    tables = own_card(folder, "mine", 32)
+    assert tables["training"]["validate_size"] == 40
+    pack = data.build(tables["data"], tmp_path, data.quiet)
+    names = ["00.png", "01.png", "a [2].png", "dot.png", "link.png", *(f"sub/{n}" for n in ("00.png", "01.png"))]
+    assert [e["name"] for e in pack.entries] == [*names, "sub/a [2].png"]
+    assert [e["name"] for e in pack.entries if e["split"] == "held-out"] == ["sub/a [2].png"]
+    assert archives.matches("a.png", ["/a.png"])
+    assert not archives.matches("sub/a.png", ["/a.png"])
+    assert own_card(elsewhere, "small", 39)["training"]["validate_size"] == 40
+    whole = (folder / "sub" / "00.png").read_bytes()
+    (folder / "sub" / "00.png").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match=rf"^{folder}/sub/00\.png cannot be read \(.*\): repair or remove it\.$"):
+        data.build(own_card(folder, "mine", 32)["data"], tmp_path, data.quiet)
+
+
+def test_every_card_that_ships_can_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cards = sorted(ZOO.glob("*.toml"))
     assert {"photos", "digits", "phantoms", "brain", "photos-flow", "emoji", "emoji-latent"} <= {c.stem for c in cards}
     for path in cards:
@@ -579,6 +612,9 @@ def test_every_card_that_ships_can_be_read() -> None:
             assert len(source["sha256"]) == 64
             assert source["licence"]
     assert find_card(Path("digits")).stem == "digits"
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "brain").mkdir()  # as `unveil train brain` makes it
+    assert find_card(Path("brain")) == ZOO / "brain.toml"
     with pytest.raises(UnknownName, match="did you mean digits"):
         find_card(Path("digit"))
 

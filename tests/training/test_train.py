@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import resource
+import shlex
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from unveil.cli import main
 from unveil.errors import CheckpointError, InputError
@@ -22,7 +24,7 @@ from unveil.training import checkpoint, edm
 from unveil.training.data import quiet
 from unveil.training.export import export, load_network
 from unveil.training.optim import MuonAdam, orthogonalise
-from unveil.training.recipe import Recipe, draw_sigma, first_stage, rate_factor, replan
+from unveil.training.recipe import Recipe, draw_sigma, first_stage, rate_factor, read_card, replan
 from unveil.training.train import _Worker, train
 
 
@@ -137,6 +139,9 @@ def test_wrong_use_is_refused(card: Path, tmp_path: Path) -> None:
         ({"steps": 2.5}, "steps is a value like 1000, not 2.5"),
         ({"fixed_size": 1}, "fixed_size is a value like False, not 1"),
         ({"sigma_range": 3}, r"sigma_range is a value like \(0.002, 80.0\), not 3"),
+        ({"sigma_range": [0.1]}, r"sigma_range is \[low, high\], 0 < low < high, not \[0.1\]"),
+        ({"sigma_range": [80, 0.1]}, r"0 < low < high, not \[80, 0.1\]"),
+        ({"sigma_range": ["a", "b"]}, "0 < low < high, not"),
         ({"first": 3}, r"\[training.first\] is a table of keys and values, not 3"),
         ({"first": {"speed": 3}}, r"does not know \['speed'\]"),
         (3, r"\[training\] is a table of keys and values, not 3"),
@@ -149,6 +154,37 @@ def test_values_of_the_wrong_kind_are_refused(table: Any, words: str) -> None:
 
     with pytest.raises(InputError, match=words):
         stages()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("features = 32", "futures = 32", r"\[network\] cannot be built \(.*'futures'\): correct it"),
+        ("[network]", "network = 3\n[other]", r"card.toml: \[network\] is a table of keys and values, not 3"),
+        ("[[data.source]]", "[data.source]", r"headed \[\[data.source\]\] in double brackets"),
+        ("[training]", "[training]\nstart = 'START'", r"cut\.safetensors is not a readable safetensors file"),
+        ("[training]", "[training]\nstart = 'OTHER'", r"other\.safetensors is not a file of this library"),
+        ("[network]", "# \xe9\n[network]", "card.toml is not valid TOML: 'utf-8' codec"),
+    ],
+)
+def test_bad_cards_are_said_in_one_line(
+    card: Path, old: str, new: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cut, other = tmp_path / "cut.safetensors", tmp_path / "other.safetensors"
+    save_file({"w": torch.zeros(1)}, other)
+    cut.write_bytes(other.read_bytes()[:20])
+    new = new.replace("START", str(cut)).replace("OTHER", str(other))
+    card.write_text(card.read_text().replace(old, new), encoding="latin-1")
+    assert main(["train", str(card), "--out", str(tmp_path / "run"), "--cache", str(tmp_path)]) == 2
+    err = capsys.readouterr().err
+    assert re.search(words, err)
+    assert err.count("\n") == 1
+
+
+def test_a_folder_is_no_card(tmp_path: Path) -> None:
+    (tmp_path / "card.toml").mkdir()
+    with pytest.raises(InputError, match=r"card\.toml cannot be read: Is a directory"):
+        read_card(tmp_path / "card.toml")
 
 
 def test_checkpoints_are_complete_or_absent(tmp_path: Path) -> None:
@@ -260,7 +296,7 @@ def test_an_interrupted_training_says_how_to_go_on(
     card: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     card.write_text(card.read_text().replace("[training]", "[training]\ncheckpoint_minutes = 0"))
-    run, made = tmp_path / "run", 0
+    run, made = tmp_path / "a run", 0
     step = _Worker.gradient_step
 
     def interrupt(worker: _Worker) -> torch.Tensor:
@@ -271,13 +307,13 @@ def test_an_interrupted_training_says_how_to_go_on(
         return step(worker)
 
     monkeypatch.setattr(_Worker, "gradient_step", interrupt)
-    words = ["train", str(card), "--out", str(run), "--cache", str(tmp_path), "--steps", "5"]
+    words = ["train", str(card), "--out", str(run), "--cache", str(tmp_path), "--steps", "5", "--device", "cpu"]
     assert main(words) == 130
     assert capsys.readouterr().err.endswith("interrupted before the first checkpoint\n")
     assert main(words) == 130
-    go_on = f"unveil train {card} --out {run} --resume --steps 5 --cache {tmp_path}"
+    go_on = f"unveil train {card} --out '{run}' --resume --steps 5 --cache {tmp_path} --device cpu"
     assert capsys.readouterr().err.endswith(f"interrupted; to go on from step-2: {go_on}\n")
-    assert main(go_on.split()[1:]) == 0
+    assert main(shlex.split(go_on)[1:]) == 0
     assert checkpoint.newest(run) == run / "step-5"
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +22,7 @@ from unveil.training.export import load_network
 from unveil.training.recipe import Recipe, read_card
 
 PACKAGE = Path(unveil.__file__).parent
+ROOT = Path(__file__).parents[2]
 ZOO = PACKAGE / "priors" / "zoo"
 NAMES = sorted(f.stem for f in ZOO.glob("*.toml"))
 
@@ -52,6 +55,19 @@ def test_the_card_describes_the_file(name: str) -> None:
     assert card["weaknesses"]
     notice = (ZOO / f"NOTICE.{name}.txt").read_text()
     assert all(source["package"] in notice for source in card["data"].get("source", []))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_licences_are_said_everywhere(name: str) -> None:
+    card, notice = read_card(ZOO / f"{name}.toml"), (ZOO / f"NOTICE.{name}.txt").read_text()
+    sources = [f"stated licence: {source['licence']}\n" for source in card["data"].get("source", [])]
+    assert name == "photos-flow" or all(line in notice for line in sources)  # its notice is that of photos
+    found = re.match(r"[\w.-]+", card["licence"])
+    assert found
+    assert found[0] in read_card(ROOT / "pyproject.toml")["project"]["license"].split(" AND ")
+    if found[0] != "Apache-2.0":
+        assert re.search(rf"`{name}`[^.]* under {found[0]}", " ".join((ROOT / "README.md").read_text().split()))
+        assert [text for text in re.findall(r"LICENSE\.[\w.-]+\.txt", notice) if (ZOO / text).is_file()]
 
 
 def test_the_zoo_is_small() -> None:
@@ -113,10 +129,25 @@ def test_digits_know_their_labels() -> None:
     assert int((found == torch.arange(10).repeat_interleave(2)).sum()) >= 16  # this classifier is right on four of five
 
 
-@pytest.mark.parametrize("label", [10, -1, torch.tensor([3, 12])])
-def test_labels_that_were_not_learnt_are_refused(label: int | torch.Tensor) -> None:
-    with pytest.raises(InputError, match=r"knows labels 0 to 9, not (10|-1|12)"):
+@pytest.mark.parametrize("label", [10, -1, torch.tensor([3, 12]), "three", [3, "four"], [[3]], 2.5])
+def test_labels_that_were_not_learnt_are_refused(label: Any) -> None:
+    words = r"knows labels 0 to 9, one or a list of them, not (10|-1|12|'three'|\[3, 'four'\]|those of shape|2\.5)"
+    with pytest.raises(InputError, match=words):
         unveil.load_prior("digits").given(label=label)
+
+
+def test_labels_of_any_kind() -> None:
+    prior = unveil.load_prior("digits")
+    x = torch.zeros(2, 1, 32, 32)
+    want = prior.given(label=3).denoise(x, 1.0)
+    for label in (np.int64(3), [3], [3, 3], np.array([3, 3], dtype=np.uint8), torch.tensor(3), torch.tensor([3, 3])):
+        assert torch.equal(prior.given(label=label).denoise(x, 1.0), want)
+
+
+@pytest.mark.parametrize("text", [torch.zeros(1, 383), torch.zeros(384), 3])
+def test_embeddings_of_another_length_are_refused(text: Any) -> None:
+    with pytest.raises(InputError, match=r"takes embeddings of texts \[N, 384\], not (\(1, 383\)|\(384,\)|int)"):
+        unveil.load_prior("emoji").given(text=text)
 
 
 @pytest.mark.parametrize("name", ["emoji", "emoji-latent"])

@@ -20,6 +20,7 @@ from ..solvers import get_solver
 from ..solvers.base import Solver
 from ..tuning.ranges import own_range
 
+SHEET = "docs/images/zoo-{}.png"
 KINDS = {"solvers": "solver", "operators": "operator", "priors": "prior"}
 
 
@@ -168,6 +169,7 @@ def _show_made(card: dict[str, Any], console: Console) -> None:
         for key, value in content.items():
             text = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
             console.print(f"  {key} = {text}", markup=False, highlight=False)
+    console.print(f"\n[bold]sheet[/bold]    {SHEET.format(card['name'])} of the repository", highlight=False)
     if card.get("weaknesses"):
         console.print("\n[bold]known weaknesses[/bold]")
     for text in card.get("weaknesses", ()):

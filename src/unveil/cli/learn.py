@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -41,6 +42,7 @@ def train(
     from ..training.export import export, write_table
     from ..training.own import find_card, own_card, write_card
     from ..training.recipe import read_card
+    from ..training.train import refuse_run
     from ..training.train import train as run
 
     if (card is None) == (data is None):
@@ -48,14 +50,16 @@ def train(
     if card is not None:
         card = find_card(card)
         name = str(read_card(card).get("name") or card.stem)
-        words = str(card)
+        words = [str(card)]
     else:
         assert data is not None
         name = prior_name
-        words = f"--data {data} --size {size} --prior-name {name} --workers {workers}"
+        words = ["--data", str(data), "--size", str(size), "--prior-name", name, "--workers", str(workers)]
     folder = Path(name) if out is None else out
     if data is not None:
         card = folder / "card.toml"
+        if not resume:
+            refuse_run(folder)  # before its card is written over
         if not (resume and card.is_file()):
             write_card(card, own_card(data, name, size, steps or 4000, workers))
     assert card is not None
@@ -63,8 +67,10 @@ def train(
         last = run(card, folder, resume=resume, data=cache, steps=steps, device=device)
     except KeyboardInterrupt:
         newest = checkpoint.newest(folder)
-        given = "".join(f" --{k} {v}" for k, v in (("steps", steps), ("cache", cache)) if v is not None)
-        again = f"unveil train {words} --out {folder} --resume{given}"
+        words += ["--out", str(folder), "--resume"]
+        for option, value in (("--steps", steps), ("--cache", cache), ("--device", device)):
+            words += [] if value in (None, "auto") else [option, str(value)]
+        again = shlex.join(["unveil", "train", *words])
         go_on = f"; to go on from {newest.name}: {again}" if newest else ""
         print(f"\ninterrupted{go_on or ' before the first checkpoint'}", file=sys.stderr)
         raise typer.Exit(130) from None

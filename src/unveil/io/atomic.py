@@ -16,20 +16,24 @@ from ..errors import InputError
 def write_atomic(path: str | Path, write: Callable[[Path], object]) -> Path:
     """Let ``write`` make a temporary file beside ``path``, then move it there; on failure nothing is left.
 
-    Raises :class:`InputError` with the system's reason (disk full, no permission).
+    What a link leads to is written, and the link stays. Raises :class:`InputError` for a device or a pipe, and with the
+    system's reason (disk full, no permission).
     """
     path = Path(path)
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise InputError(f"cannot write {path}: it is a device or a pipe, which would be replaced: name a file")
+    target = Path(os.path.realpath(path))
     temporary: Path | None = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=".unveil-", suffix=path.suffix)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=target.parent, prefix=".unveil-", suffix=path.suffix)
         os.close(handle)
         temporary = Path(name)
         write(temporary)
         with open(temporary, "rb+") as f:
             os.fsync(f.fileno())
         os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
+        os.replace(temporary, target)
     except (OSError, SafetensorError) as error:  # safetensors wraps what the system says
         reason = getattr(error, "strerror", None) or str(error).rpartition("I/O error: ")[2]
         raise InputError(f"cannot write {path}: {reason}") from error

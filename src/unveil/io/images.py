@@ -208,15 +208,9 @@ def _too_large(path: Path) -> str:
 
 def _pixels(path: Path, picture: Image) -> np.ndarray:
     """The pixels [H, W, 1 to 4] of what Pillow reads in full depth, uint8 or (grey only) uint16."""
-    mode = picture.mode
-    if mode.startswith("I;16") or (mode == "I" and picture.format == "PPM"):
-        values = np.asarray(picture).astype(np.uint16)
-        white_is_zero = picture.format == "TIFF" and picture.tag_v2.get(TIFF_PHOTOMETRIC) == deep.WHITE_IS_ZERO  # type: ignore[attr-defined]
-        return (65535 - values if white_is_zero else values)[:, :, None]
-    if mode in ("I", "F"):
-        raise InputError(
-            f"{path} has 32-bit values without a known black and white: save it as 16-bit, or use the Python interface"
-        )
+    mode, grey16 = picture.mode, deep_grey(path, picture)
+    if grey16 is not None:
+        return grey16[:, :, None]
     transparent = "transparency" in picture.info or mode in ("LA", "La", "PA", "RGBA", "RGBa")
     grey = mode in ("1", "L", "LA", "La")
     target = ("LA" if transparent else "L") if grey else ("RGBA" if transparent else "RGB")
@@ -227,6 +221,23 @@ def _pixels(path: Path, picture: Image) -> np.ndarray:
     if mode in ("P", "PA") and bool((pixels[:, :, :1] == pixels[:, :, 1:3]).all()):
         return np.delete(pixels, (1, 2), 2)  # a palette of greys
     return pixels
+
+
+def deep_grey(path: str | Path, picture: Image) -> np.ndarray | None:
+    """The values [H, W] of a grey picture of 16 bits, uint16; None for one of 8 bits or of colours.
+
+    Raises :class:`InputError` for 32 bits.
+    """
+    mode = picture.mode
+    if mode.startswith("I;16") or (mode == "I" and picture.format == "PPM"):
+        values = np.asarray(picture).astype(np.uint16)
+        white_is_zero = picture.format == "TIFF" and picture.tag_v2.get(TIFF_PHOTOMETRIC) == deep.WHITE_IS_ZERO  # type: ignore[attr-defined]
+        return 65535 - values if white_is_zero else values
+    if mode in ("I", "F"):
+        raise InputError(
+            f"{path} has 32-bit values without a known black and white: save it as 16-bit, or use the Python interface"
+        )
+    return None
 
 
 def _fitting(profile: bytes | None, channels: int) -> bytes | None:

@@ -59,6 +59,8 @@ class NetworkPrior(Prior):
     texts: Callable[[str], Tensor] | None = None
     classes: int = 0
     """The number of labels, where it is known."""
+    text_size: int = 0
+    """The length of a text's embedding, where it is known."""
     _memo: dict[str, str] = field(default_factory=dict, repr=False)
 
     def denoise(self, x: Signals, sigma: Sigma) -> Signals:
@@ -157,24 +159,39 @@ class NetworkPrior(Prior):
         """The prior with keyword arguments of the network fixed.
 
         A tensor has a batch axis, of one row (for every sample) or of as many rows as x; an integer or a
-        float becomes a tensor [N]; a text becomes its embedding, if the prior has ``texts``; anything else is handed on
-        as it is.
+        float becomes a tensor [N]; labels may be a list or an array; a text becomes its embedding, if the prior has
+        ``texts``; anything else is handed on as it is.
 
-        Raises :class:`InputError` for a condition that the network does not take, or a label that it has not learnt.
+        Raises :class:`InputError` for a condition that the network does not take, a label that it has not learnt, or
+        an embedding of another length.
         """
-        label = condition.get("label")
-        if self.classes and label is not None:
-            strange = [k for k in torch.as_tensor(label).flatten().tolist() if k not in range(self.classes)]
-            if strange:
-                raise InputError(f"the network knows labels 0 to {self.classes - 1}, not {strange[0]}")
+        if self.classes and condition.get("label") is not None:
+            condition["label"] = self._labels(condition["label"])
         if self.texts is not None:
             condition = {k: self.texts(v) if isinstance(v, str) else v for k, v in condition.items()}
+        text = condition.get("text")
+        if self.text_size and text is not None:
+            shape = tuple(text.shape) if isinstance(text, Tensor) else type(text).__name__
+            if not isinstance(text, Tensor) or text.shape[1:] != (self.text_size,):
+                raise InputError(f"the network takes embeddings of texts [N, {self.text_size}], not {shape}")
         if self.conditions is not None:
             unknown = sorted(set(condition) - set(self.conditions))
             if unknown:
                 known = ", ".join(self.conditions) or "none"
                 raise InputError(f"the network takes no condition '{unknown[0]}': it takes {known}")
         return replace(self, condition={**self.condition, **condition})
+
+    def _labels(self, label: Any) -> int | Tensor:
+        """One label, or a tensor [N] of them."""
+        try:
+            labels = torch.as_tensor(label)
+            strange = [k for k in labels.flatten().tolist() if k not in range(self.classes)]
+        except (TypeError, ValueError, RuntimeError):  # a word
+            labels, strange = torch.empty(0), [repr(label)]
+        if strange or labels.ndim > 1:
+            wrong = strange[0] if strange else f"those of shape {tuple(labels.shape)}"
+            raise InputError(f"the network knows labels 0 to {self.classes - 1}, one or a list of them, not {wrong}")
+        return labels.long() if labels.ndim else int(labels)
 
     def to(self, device: torch.device | str) -> NetworkPrior:
         """The prior on ``device``. This one stays where it is: its network is copied if it has to move."""
@@ -229,6 +246,7 @@ def as_prior(
     conditions: Sequence[str] | None = None,
     name: str = "",
     variance: Variance | None = None,
+    classes: int = 0,
 ) -> NetworkPrior:
     """Make a prior of a pretrained network ``module(x, time)``, any ``nn.Module`` or function.
 
@@ -262,6 +280,8 @@ def as_prior(
         What as many output channels again, behind the prediction, say of the variance of a reverse step: its logarithm
         (``learned``) or where that lies between its bounds (``learned_range``). Needs a DDPM schedule, and is used by
         :meth:`NetworkPrior.moments` alone.
+    classes:
+        The number of labels, of which :meth:`NetworkPrior.given` then refuses others; 0 where it is not known.
 
     The module is put in evaluation mode and its parameters stop requiring gradients: pass a copy if you go on
     training it. Raises :class:`InputError` for arguments that do not fit each other.
@@ -311,6 +331,7 @@ def as_prior(
         accepted,
         name,
         variance,
+        classes=classes,
     )
 
 

@@ -83,6 +83,9 @@ class Counted(Prior):
     def in_range(self, lo: float, hi: float) -> Prior:
         return Counted(self.prior.in_range(lo, hi), self.cost, self.chunk)
 
+    def to(self, device: torch.device | str) -> Prior:
+        return Counted(self.prior.to(device), self.cost, self.chunk)
+
     def describe(self) -> dict[str, Any]:
         return self.prior.describe()
 

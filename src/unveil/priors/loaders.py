@@ -171,6 +171,10 @@ def _registered(name: str) -> Prior:
     return prior
 
 
+PREDICTS = {"unet": "edm", "velocity-unet": "flow"}
+"""What the networks of this library's own files predict."""
+
+
 def _network(name: str) -> type[nn.Module]:
     from .networks.unet import UNet
     from .networks.velocity import VelocityUNet
@@ -209,8 +213,9 @@ def _read(path: Path, sha256: str | None = None, options: Mapping[str, Any] | No
         shape=header["shape"],
         conditions=tuple(c for c, key in (("label", "classes"), ("text", "texts")) if config.get(key)),
         name=header.get("name") or path.stem,
+        classes=config.get("classes") or 0,
     )
-    prior = replace(prior, classes=config.get("classes") or 0)
+    prior = replace(prior, text_size=config.get("texts") or 0)
     if "texts" in header:
         from .texts import Texts
 
@@ -261,8 +266,17 @@ def _check_header(path: Path, header: Mapping[str, Any]) -> None:
         value = header[key]
         if not isinstance(value, list) or length not in (None, len(value)):
             raise InputError(f"{path}: the metadata entry {key} is {value!r}, not a list of {length or 'sizes'}")
+    numbers = [*header["value_range"], *header["sigma_range"], header["sigma_data"]]
+    if not all(type(n) in (int, float) for n in numbers):
+        raise InputError(f"{path}: value_range, sigma_range and sigma_data of the metadata must be numbers: {numbers}")
     if not isinstance(header["config"], dict):
         raise InputError(f"{path}: the metadata entry config is not an object")
+    channels = header["config"].get("channels", header["shape"][:1])
+    if header["shape"][:1] != [channels]:
+        raise InputError(f"{path}: shape is {header['shape']}, but the network takes {channels} channels")
+    texts = header.get("texts", {"file": ""})
+    if not (isinstance(texts, dict) and isinstance(texts.get("file"), str)):
+        raise InputError(f"{path}: the metadata entry texts is {texts!r}, not an object that names a file")
 
 
 def save_prior(
@@ -278,20 +292,23 @@ def save_prior(
     name: str = "",
     dtype: torch.dtype = torch.float16,
 ) -> None:
-    """Write the raw network of an EDM prior as a file that :func:`load_prior` reads; atomic.
+    """Write the raw network of an EDM or flow prior as a file that :func:`load_prior` reads; atomic.
 
+    ``network`` is ``unet``, inside Karras' preconditioning, or ``velocity-unet``, the velocity of a rectified flow;
     ``config`` are the keyword arguments that built the module, ``value_range`` the units it was trained in,
     ``dtype`` that of the stored weights. Raises :class:`InputError` if a weight overflows it, or if the file cannot be
     written.
     """
     from safetensors.torch import save_file
 
+    if network not in PREDICTS:
+        raise unknown("network", network, PREDICTS)
     path = Path(path)
     header = {
         "format": FORMAT,
         "network": network,
         "config": dict(config),
-        "predicts": "edm",
+        "predicts": PREDICTS[network],
         "sigma_data": sigma_data,
         "value_range": list(value_range),
         "sigma_range": list(sigma_range),

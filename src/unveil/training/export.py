@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
 from ..io.atomic import write_atomic
+from ..priors.formats import files
+from ..priors.loaders import read_header
 from ..priors.networks.autoencoder import Autoencoder
 from ..priors.networks.unet import UNet
 from ..priors.networks.velocity import VelocityUNet
@@ -84,10 +85,9 @@ def write_table(card: Mapping[str, Any], cache: Path | None, folder: Path) -> di
 
 
 def read_weights(weights: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors of an exported file in float32, and its description."""
-    with safe_open(weights, framework="pt") as stream:
-        meta = json.loads(stream.metadata()["unveil"])
-        return {key: stream.get_tensor(key).float() for key in stream.keys()}, meta  # noqa: SIM118 - not a dict
+    """The tensors of an exported file in float32, and its description. Raises InputError for another file."""
+    found = files.read_weights(weights)
+    return {key: tensor.float() for key, tensor in found.tensors.items()}, read_header(found)
 
 
 def load_network(weights: Path) -> tuple[nn.Module, dict[str, Any]]:

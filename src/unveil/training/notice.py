@@ -8,16 +8,14 @@ from __future__ import annotations
 import argparse
 import fnmatch
 import re
-import subprocess
 import sys
-import tempfile
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..errors import UnveilError
-from . import data
+from . import archives, data
 from .recipe import read_card
 
 MANY = 400  # a source of more images is credited as a whole
@@ -71,9 +69,8 @@ def credit(path: str, paragraphs: list[Paragraph]) -> tuple[list[str], str, bool
 def _copyright_text(source: Mapping[str, Any], archive: Path) -> str | None:
     """The copyright file of a .deb, or the README beside the images of a wheel."""
     if archive.suffix == ".deb":
-        with tempfile.TemporaryDirectory() as scratch:
-            subprocess.run(["dpkg-deb", "-x", str(archive), scratch], check=True)
-            file = Path(scratch) / "usr/share/doc" / str(source["package"]) / "copyright"
+        with archives.unpacked(archive) as folder:
+            file = folder / "usr/share/doc" / str(source["package"]) / "copyright"
             return file.read_text(encoding="utf-8") if file.is_file() else None
     if archive.suffix == ".whl":
         with zipfile.ZipFile(archive) as bundle:

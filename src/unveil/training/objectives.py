@@ -159,9 +159,12 @@ def objective(name: str, sigma_data: float) -> Objective:
 
 
 def validate(
-    task: Objective, network: nn.Module, images: Tensor, conditions: Conditions | None = None
+    task: Objective, network: nn.Module, images: Tensor, conditions: Conditions | None = None, clip: bool = True
 ) -> dict[str, float]:
-    """Mean PSNR in dB of denoised `images` [N, C, H, W] per noise level of the task, always the same noise."""
+    """Mean PSNR in dB of denoised `images` [N, C, H, W] per noise level of the task, always the same noise.
+
+    `clip` as `edm.psnr` has it: False for codes.
+    """
     scores, given = {}, conditions or {}
     device = next(network.parameters()).device
     for level in task.levels:
@@ -174,5 +177,5 @@ def validate(
             ).cpu()
             for k in range(len(images))
         ]
-        scores[str(level)] = round(float(edm.psnr(torch.cat(clean), images).mean()), 3)
+        scores[str(level)] = round(float(edm.psnr(torch.cat(clean), images, clip).mean()), 3)
     return scores

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,12 @@ from PIL import Image, UnidentifiedImageError
 from ..errors import InputError, unknown
 from ..io.atomic import write_text
 from ..priors.loaders import ZOO
-from .archives import SUFFIXES
+from .archives import SUFFIXES, files
 
 
 def find_card(card: Path) -> Path:
     """The card that a path names, or that of the prior of the zoo with this name."""
-    if card.exists() or card.suffix == ".toml":
+    if card.is_file() or card.suffix == ".toml":
         return card
     if not (ZOO / f"{card}.toml").is_file():
         raise unknown("card", str(card), {path.stem for path in ZOO.glob("*.toml")})
@@ -34,7 +35,7 @@ def own_card(folder: Path, name: str, size: int = 64, steps: int = 4000, workers
     """
     if not folder.is_dir():
         raise InputError(f"There is no folder {folder}: name one with images.")
-    names = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    names = [path for path in files(folder) if path.suffix.lower() in SUFFIXES]
     if not names:
         raise InputError(f"{folder} holds no image ({', '.join(SUFFIXES)}).")
     sizes, grey = set(), True
@@ -42,10 +43,11 @@ def own_card(folder: Path, name: str, size: int = 64, steps: int = 4000, workers
         try:
             with Image.open(path) as image:
                 sizes.add(image.size)
-                grey = grey and image.mode in ("1", "L", "I;16", "I", "LA")
+                grey = grey and image.mode.startswith(("1", "L", "I"))
         except (UnidentifiedImageError, OSError) as error:
             raise InputError(f"{path} is not an image that can be read: repair or remove it.") from error
-    if max(min(s) for s in sizes) < size:
+    usable = [min(s) for s in sizes if min(s) >= size]
+    if not usable:
         raise InputError(f"No image in {folder} is at least {size}x{size}: use --size {max(min(s) for s in sizes)}.")
     whole = sizes == {(size, size)}
     kept = names[7::20] or names[2:3]
@@ -65,7 +67,7 @@ def own_card(folder: Path, name: str, size: int = 64, steps: int = 4000, workers
                 {
                     "fetch": "folder",
                     "path": str(folder.resolve()),
-                    "hold_out": [p.relative_to(folder).as_posix() for p in kept],
+                    "hold_out": ["/" + glob.escape(p.relative_to(folder).as_posix()) for p in kept],
                 }
             ],
         },
@@ -82,7 +84,7 @@ def own_card(folder: Path, name: str, size: int = 64, steps: int = 4000, workers
             "contrast": 0.0 if whole else 0.5,
             "compile": "auto" if steps >= 2000 else "no",  # compiling takes a minute or two
             "validate_every": 500,
-            "validate_size": size if whole else min(256, min(min(s) for s in sizes) // 2 * 2),
+            "validate_size": size if whole else max(size, min(256, min(usable) // 2 * 2)),
         },
     }
 

@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from ..errors import unknown
+from ..io.images import deep_grey
 from . import archives
 
 
@@ -36,10 +37,12 @@ def pictures(source: Mapping[str, Any], archive: Path) -> Iterator[Picture]:
     yield from READERS[kind](archive)
 
 
-def _open(encoded: bytes) -> Callable[[str], Image.Image]:
+def _open(path: str, encoded: bytes) -> Callable[[str], Image.Image]:
     def decode(mode: str) -> Image.Image:
         Image.MAX_IMAGE_PIXELS = None  # wallpapers are large, and the sources are verified
-        return Image.open(io.BytesIO(encoded)).convert(mode)
+        image = Image.open(io.BytesIO(encoded))
+        grey16 = deep_grey(path, image)  # which Pillow would clip to 8 bits
+        return (image if grey16 is None else Image.fromarray((grey16 / 257).round().astype(np.uint8))).convert(mode)
 
     return decode
 
@@ -47,7 +50,7 @@ def _open(encoded: bytes) -> Callable[[str], Image.Image]:
 def _images(archive: Path) -> Iterator[Picture]:
     """All image files."""
     for path, encoded in archives.iterate(archive):
-        yield Picture(path, _open(encoded))
+        yield Picture(path, _open(path, encoded))
 
 
 def _digits(archive: Path) -> Iterator[Picture]:

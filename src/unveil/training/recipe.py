@@ -64,6 +64,9 @@ class Recipe:
             raise InputError("[training] steps, batch, size, workers and average_every must be at least 1.")
         if self.objective not in ("edm", "flow", "autoencoder"):
             raise InputError(f"[training] objective is edm, flow or autoencoder, not {self.objective!r}.")
+        numbers = all(type(s) in (int, float) for s in self.sigma_range)
+        if not (numbers and len(self.sigma_range) == 2 and 0 < self.sigma_range[0] < self.sigma_range[1] < math.inf):
+            raise InputError(f"[training] sigma_range is [low, high], 0 < low < high, not {list(self.sigma_range)}.")
         if self.precision not in ("auto", "fp32", "bf16") or self.compile not in ("auto", "yes", "no"):
             raise InputError("[training] precision is auto, fp32 or bf16; compile is auto, yes or no.")
 
@@ -101,13 +104,22 @@ def first_stage(table: Mapping[str, Any]) -> Recipe | None:
 
 
 def read_card(path: Path) -> dict[str, Any]:
-    """A card's tables. Raises InputError if it is missing or not TOML."""
+    """A card's tables. Raises InputError if it is missing, not TOML, or has other things in the place of tables."""
     try:
-        return tomllib.loads(Path(path).read_text())
+        card = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise InputError(f"There is no card {path}.") from error
-    except tomllib.TOMLDecodeError as error:
+    except OSError as error:
+        raise InputError(f"The card {path} cannot be read: {error.strerror}.") from error
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise InputError(f"{path} is not valid TOML: {error}") from error
+    for key in ("network", "data", "training"):
+        if not isinstance(card.get(key, {}), dict):
+            raise InputError(f"{path}: [{key}] is a table of keys and values, not {card[key]!r}.")
+    sources = card.get("data", {}).get("source", [])
+    if not (isinstance(sources, list) and all(isinstance(source, dict) for source in sources)):
+        raise InputError(f"{path}: sources are tables of their own, headed [[data.source]] in double brackets.")
+    return card
 
 
 def rate_factor(step: int, recipe: Recipe) -> float:

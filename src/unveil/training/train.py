@@ -34,6 +34,7 @@ from ..errors import CheckpointError, InputError, UnveilError
 from ..io.atomic import append_line
 from ..processes import end_with_parent
 from . import checkpoint
+from .latents import Latents
 from .objectives import objective, validate
 from .optim import MuonAdam
 from .recipe import Recipe, draw_sigma, first_stage, rate_factor, read_card, replan
@@ -114,8 +115,8 @@ def _stage(
     last = checkpoint.newest(out)
     if resume and last is None:
         raise InputError(f"There is no checkpoint in {out} to resume from: leave out --resume.")
-    if not resume and last is not None:
-        raise InputError(f"{out} holds a run already: use --resume, or another folder.")
+    if not resume:
+        refuse_run(out)
     if last is not None:
         saved = checkpoint.read_part(last, "shared")
         asked, recipe = recipe, Recipe.from_table(saved["recipe"])
@@ -156,6 +157,12 @@ def _stage(
     final = checkpoint.newest(out)
     assert final is not None
     return final
+
+
+def refuse_run(out: Path) -> None:
+    """Raises InputError if a folder holds a run."""
+    if checkpoint.newest(out) is not None:
+        raise InputError(f"{out} holds a run already: use --resume, or another folder.")
 
 
 def _tidy(out: Path) -> None:
@@ -258,7 +265,10 @@ class _Worker:
         self.task = objective(recipe.objective, recipe.sigma_data)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed)
-            self.network = self.task.build(self.table)
+            try:
+                self.network = self.task.build(self.table)
+            except (TypeError, ValueError, RuntimeError) as error:
+                raise InputError(f"[network] cannot be built ({' '.join(str(error).split())}): correct it.") from error
             self.average = self.task.build(self.table)
         if recipe.start and last is None:
             load_start(self.network, recipe.start)
@@ -416,7 +426,7 @@ def _work(
             }
             validating = _crossed(w.step, passed, recipe.validate_every) or at_end
             if validating and w.held_out is not None and len(w.held_out):
-                record["psnr"] = validate(w.task, w.average, w.held_out)
+                record["psnr"] = validate(w.task, w.average, w.held_out, clip=not isinstance(w.source, Latents))
             append_line(out / "log.jsonl", json.dumps(record))
             left = (recipe.steps - w.step) * recipe.batch * recipe.workers / max(rate, 1e-9) / 60
             scores = "".join(f"  psnr@{k} {v:.2f}" for k, v in record.get("psnr", {}).items())

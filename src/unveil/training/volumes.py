@@ -14,7 +14,6 @@ the band of the others, upright. A tilted slice centred outside the band may rea
 from __future__ import annotations
 
 import gzip
-import hashlib
 import json
 import struct
 from collections.abc import Callable, Mapping
@@ -211,8 +210,7 @@ def _build(
 ) -> list[tuple[dict[str, Any], NDArray[np.uint8]]]:
     """The volumes of a `[data]` table as bytes, 99.8 % of the brightness of the head being white; packed once."""
     cache = data.default_cache() if cache is None else cache
-    key = hashlib.sha256(json.dumps([PACKING, "volumes", table], sort_keys=True).encode()).hexdigest()[:12]
-    folder = cache / "packed" / key
+    folder = data.pack_folder(cache, PACKING, "volumes", table=table)
     if not (folder / "index.json").exists():
         entries: list[dict[str, Any]] = []
         for source in table.get("source", []):

@@ -91,6 +91,7 @@ def adm_prior(
         variance=learnt,
         clip=clip,
         conditions=("label",) if config["classes"] else (),
+        classes=config["classes"],
         name=weights.path.stem,
     )
 

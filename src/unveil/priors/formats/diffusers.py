@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from torch.nn import functional as F
 
 from ...errors import InputError, unknown
 from ..adapters import Call, NetworkPrior, Prediction, as_prior
-from ..kernels import Kernel
+from ..kernels import DDPM, Kernel
 from .files import TORCH_FILES, few, read_weights
 from .schedulers import Setting, read_scheduler
 
@@ -94,10 +95,10 @@ def _setting(folder: Path, schedule: Kernel | None, predicts: Prediction | None)
     for file in (folder / "scheduler_config.json", folder.parent / "scheduler" / "scheduler_config.json"):
         if file.is_file():
             found = read_scheduler(read_json(file))
-            if schedule is None and predicts is None:
-                return found
-            keep = found if schedule is None else Setting(schedule, found.predicts)
-            return keep if predicts is None else Setting(keep.schedule, predicts, keep.clip)
+            found = replace(found, schedule=schedule or found.schedule, predicts=predicts or found.predicts)
+            # what is said of a prediction or a kernel is not said of another
+            variance = found.variance if isinstance(found.schedule, DDPM) else None
+            return replace(found, variance=variance, negative=found.negative and found.predicts == "edm")
     if schedule is None or predicts is None:
         raise InputError(
             f"{folder} has no scheduler_config.json (in it, or in a folder 'scheduler' beside it): pass schedule= and "

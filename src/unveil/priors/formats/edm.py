@@ -33,6 +33,20 @@ CLASSES: dict[str, Preconditioning] = {
 }
 
 
+def _said(weights: Weights) -> dict[str, Any]:
+    """The arguments of the preconditioning, as the conversion command has kept them."""
+    try:
+        said = json.loads(weights.metadata.get("kwargs", "{}"))
+    except json.JSONDecodeError as error:
+        raise InputError(f"{weights.path}: the metadata entry kwargs is not JSON: {error}") from None
+    if not isinstance(said, dict):
+        raise InputError(f"{weights.path}: the metadata entry kwargs is not an object")
+    for key in ("sigma_data", "beta_min", "beta_d", "M", "epsilon_t", "sigma_min", "sigma_max"):
+        if type(said.get(key, 0)) not in (int, float):
+            raise InputError(f"{weights.path}: {key} in the metadata entry kwargs is {said[key]!r}, not a number")
+    return said
+
+
 def edm_prior(
     weights: Weights,
     *,
@@ -47,7 +61,7 @@ def edm_prior(
     trace in the weights. ``shape``: of a sample, by default that of the training images. Raises :class:`InputError` for
     weights that are not such a network, and where the preconditioning is not known.
     """
-    said = json.loads(weights.metadata.get("kwargs", "{}"))
+    said = _said(weights)
     tensors = {k.removeprefix("model."): v for k, v in weights.tensors.items()}
     levels = tensors.pop("u", None)
     if preconditioning is None:
@@ -69,6 +83,7 @@ def edm_prior(
         "value_range": value_range,
         "shape": shape,
         "conditions": ("label",) if config["classes"] else (),
+        "classes": config["classes"],
         "name": weights.path.stem,
     }
     if preconditioning == "edm":
@@ -109,7 +124,7 @@ def edm2_prior(
     ``shape``: of a sample, by default that of training. Raises :class:`InputError` for weights that are not such a
     network.
     """
-    said = json.loads(weights.metadata.get("kwargs", "{}"))
+    said = _said(weights)
     tensors = {k.removeprefix("unet."): v for k, v in weights.tensors.items() if not k.startswith("logvar_")}
     layout = _layout(weights, tensors)
     try:
@@ -137,6 +152,7 @@ def edm2_prior(
         value_range=value_range,
         shape=(config["channels"], layout.size, layout.size) if shape is None else shape,
         conditions=("label",) if config["classes"] else (),
+        classes=config["classes"],
         name=weights.path.stem,
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import logging
 import re
 from pathlib import Path
 
@@ -43,6 +44,9 @@ def hub_folder(name: str, revision: str) -> Path:
         raise InputError(f"loading {name} from the hub needs the extra: pip install 'unveil[diffusers]'") from None
     wanted = [*WANTED, *(f"{w}.safetensors" for w in WEIGHTS)]
     skip = ["*.fp16.*", "*.non_ema.*", "*.bf16.*"]
+    logger = logging.getLogger("huggingface_hub")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)  # of every attempt without a network; what matters is raised below
     try:
         folder = Path(hub.snapshot_download(name, revision=revision, allow_patterns=wanted, ignore_patterns=skip))
     except errors.GatedRepoError:
@@ -64,6 +68,8 @@ def hub_folder(name: str, revision: str) -> Path:
     except Exception as error:
         # what the network's libraries raise has no common ancestor but this one
         raise InputError(_unreachable(name, revision, error)) from None
+    finally:
+        logger.setLevel(level)
     for file in sorted(p for p in folder.rglob("*") if p.is_file()):
         _check(file, name)
     return folder

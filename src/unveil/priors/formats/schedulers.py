@@ -66,6 +66,15 @@ class Setting:
 def read_scheduler(config: Mapping[str, Any]) -> Setting:
     """The setting of a ``scheduler_config.json``; raises :class:`InputError` for one that no kernel here describes."""
     kind = str(config.get("_class_name", ""))
+    try:
+        return _read(kind, config)
+    except (TypeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{kind} with a value of another kind than its key's: {error}") from None
+
+
+def _read(kind: str, config: Mapping[str, Any]) -> Setting:
     if kind in DISCRETE:
         return _discrete(kind, {**DISCRETE[kind], **{k: v for k, v in config.items() if v is not None}})
     if kind in FLOW_KINDS:
