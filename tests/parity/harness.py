@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from unveil import Gaussian, NoNoise, Problem, as_prior, get_solver
-from unveil.operators import Blur, Downsample, Inpainting, gaussian_kernel
+from unveil.operators import Blur, Downsample, Inpainting, Quantize, gaussian_kernel
 from unveil.priors import ddpm_linear
 from unveil.rng import Rng
 from unveil.schedules import Schedule, ddpm_sigmas
@@ -41,15 +41,17 @@ def waves(*shape, pace=1.0):
 class TinyEps(nn.Module):
     """eps(x_t, t), t = 0..999 of DDPM's linear betas: right for N(0, 0.25 I), and a little non-linear. float64.
 
-    ``forward(x [N, 3, H, W], t [N])``. ``learned`` gives six channels, as networks with a learned variance do.
+    ``forward(x [N, 3, H, W], t [N])``. ``learned`` gives six channels, as networks with a learned variance do. ``tied``
+    is a network whose denoiser has a symmetric, positive Jacobian, as exact ones do; that of the other has not.
     """
 
-    def __init__(self, learned=False):
+    def __init__(self, learned=False, tied=False):
         super().__init__()
         sigmas = torch.as_tensor(ddpm_sigmas("linear"))
         self.register_buffer("abar", 1 / (1 + sigmas**2))
         self.register_buffer("first", 0.3 * waves(8, 3, 3, 3))
-        self.register_buffer("second", 0.1 * waves(3, 8, 3, 3, pace=0.7))
+        second = -0.05 * self.first.transpose(0, 1).flip(2, 3) if tied else 0.1 * waves(3, 8, 3, 3, pace=0.7)
+        self.register_buffer("second", second)
         self.learned = learned
 
     def forward(self, x, t, *args, **kwargs):
@@ -63,11 +65,11 @@ class TinyEps(nn.Module):
         return torch.cat([eps, torch.tanh(eps)], 1) if self.learned else eps
 
 
-def prior(learned=False):
+def prior(learned=False, tied=False):
     """TinyEps as a prior, in [-1, 1]; with its learned variance if asked."""
     options = {"variance": "learned_range"} if learned else {}
     return as_prior(
-        TinyEps(learned),
+        TinyEps(learned, tied),
         predicts="eps",
         value_range=(-1, 1),
         schedule=ddpm_linear(),
@@ -82,11 +84,13 @@ def truth():
 
 
 def operator(name):
-    """``mask`` (a third lost), ``blur`` (circular, Gaussian of width 1, 5 x 5) or ``down`` (means of 2 x 2)."""
+    """``mask`` (a third lost), ``blur`` (circular, Gaussian of width 1, 5 x 5), ``bits`` (2), ``down`` (means of 2 x 2)."""
     if name == "mask":
         return Inpainting((waves(8, 8, pace=1.3) > -0.5).double())
     if name == "blur":
         return Blur(gaussian_kernel(1.0, 5).double())
+    if name == "bits":
+        return Quantize(2, -1.0, 1.0)
     return Downsample(2)
 
 
@@ -124,7 +128,8 @@ def ours(record, steps=None):
     """
     solver = get_solver(record["solver"], **record["options"])
     rng = Fed(record["seed"])
-    data, denoiser = problem(record["problem"], record.get("sigma_y", 0.05)), prior(record.get("learned", False))
+    data = problem(record["problem"], record.get("sigma_y", 0.05))
+    denoiser = prior(record.get("learned", False), record.get("tied", False))
     run = Run(data, denoiser, Schedule(tuple(record["sigmas"])), rng)
     with torch.no_grad():
         state = solver.init(run)
