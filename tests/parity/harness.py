@@ -7,6 +7,9 @@ A published algorithm is run outside the project on :class:`TinyEps`, with its n
      "problem": "mask", "options": {...}, "sigmas": [...], "seed": 0,
      "one_step": [192 numbers], "run": [192 numbers]}
 
+``tied``, ``learned`` choose the network, ``particles`` says how many samples see each other (and there are so many of
+the numbers).
+
 The test gives our solver the same start, levels and noise, and compares (:func:`check_parity`). Both outputs are our x
 (x_t / sqrt(abar_t) of variance-preserving code), shape [1, 3, 8, 8], values in [-1, 1], double precision.
 """
@@ -84,7 +87,7 @@ def truth():
 
 
 def operator(name):
-    """``mask`` (a third lost), ``blur`` (circular, Gaussian of width 1, 5 x 5), ``bits`` (2), ``down`` (means of 2 x 2)."""
+    """``mask`` (a third lost), ``blur`` (circular, Gaussian of 1, 5 x 5), ``down`` (means of 2 x 2), ``bits`` (2)."""
     if name == "mask":
         return Inpainting((waves(8, 8, pace=1.3) > -0.5).double())
     if name == "blur":
@@ -130,7 +133,8 @@ def ours(record, steps=None):
     rng = Fed(record["seed"])
     data = problem(record["problem"], record.get("sigma_y", 0.05))
     denoiser = prior(record.get("learned", False), record.get("tied", False))
-    run = Run(data, denoiser, Schedule(tuple(record["sigmas"])), rng)
+    count = record.get("particles", 1)
+    run = Run(data.rows(torch.zeros(count).long()), denoiser, Schedule(tuple(record["sigmas"])), rng, count)
     with torch.no_grad():
         state = solver.init(run)
         for _ in range(len(run.schedule) if steps is None else steps):
@@ -150,6 +154,6 @@ def check_parity(name, rtol=1e-8):
     """One step and the whole run agree with the recorded numbers."""
     record = load(name)
     for key, steps in (("one_step", 1), ("run", None)):
-        there = torch.tensor(record[key], dtype=torch.float64).reshape(1, *SHAPE)
+        there = torch.tensor(record[key], dtype=torch.float64).reshape(-1, *SHAPE)
         here = ours(record, steps)
         torch.testing.assert_close(here, there, rtol=rtol, atol=rtol, msg=lambda m, key=key: f"{name}, {key}: {m}")
