@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from unveil import Gaussian, NoNoise, Problem, as_prior, get_solver
+from unveil import Gaussian, NoNoise, Poisson, Problem, as_prior, get_solver
 from unveil.operators import Blur, Downsample, Inpainting, Quantize, gaussian_kernel
 from unveil.priors import ddpm_linear
 from unveil.rng import Rng
@@ -87,20 +87,29 @@ def truth():
 
 
 def operator(name):
-    """``mask`` (a third lost), ``blur`` (circular, Gaussian of 1, 5 x 5), ``down`` (means of 2 x 2), ``bits`` (2)."""
+    """One of these.
+
+    ``mask`` (a third lost), ``blur`` (circular, Gaussian of width 1, 5 x 5), ``down`` (means of 2 x 2), ``bits`` (2),
+    ``counts`` (means of 2 x 2, and 1 more).
+    """
     if name == "mask":
         return Inpainting((waves(8, 8, pace=1.3) > -0.5).double())
     if name == "blur":
         return Blur(gaussian_kernel(1.0, 5).double())
     if name == "bits":
         return Quantize(2, -1.0, 1.0)
+    if name == "counts":
+        return Downsample(2) + torch.ones(3, 4, 4, dtype=torch.float64)
     return Downsample(2)
 
 
 def problem(name, sigma_y=0.05):
-    """y = A(truth) + sigma_y waves, in [-1, 1]."""
+    """y = A(truth) + sigma_y waves, in [-1, 1]; ``counts``: whole ones, 50 for 1."""
     A = operator(name)
     clean = A(truth())
+    if name == "counts":
+        y = (50 * clean + 5 * waves(*clean.shape, pace=2.1)).round() / 50
+        return Problem(y, A, Poisson(50.0), shape=SHAPE, value_range=(-1.0, 1.0))
     noise = Gaussian(sigma_y) if sigma_y else NoNoise()
     y = clean + sigma_y * waves(*clean.shape, pace=2.1)
     return Problem(y, A, noise, shape=SHAPE, value_range=(-1.0, 1.0))
