@@ -7,8 +7,14 @@ from harness import check_parity
 
 NAMES = [
     "ccdf",
+    "ddnm",
+    "ddnm-plus",
     "ddpg",
     "ddpg-noiseless",
+    "ddrm",
+    "ddrm-noiseless",
+    "dds",
+    "dds-noiseless",
     "idpg",
     "ilvr",
     "kadkhodaie-simoncelli",

@@ -6,7 +6,8 @@ import pytest
 from harness import check_parity
 
 NAMES = [
-    "dmap", "dmps", "dpps", "dps", "dsg", "freedom", "lgd-mc", "lgd-mc-equal", "mcg", "mpgd", "peng", "peng-II", "tmpd",
+    "dmap", "dmps", "dpps", "dps", "dps-poisson", "dsg", "freedom", "lgd-mc", "lgd-mc-equal", "mcg", "mmps", "mpgd",
+    "peng", "peng-II", "pigdm", "pigdm-bits", "pigdm-noisy", "tmpd",
 ]  # fmt: skip
 
 RTOL = {"dsg": 1e-5}

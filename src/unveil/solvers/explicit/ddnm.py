@@ -37,8 +37,8 @@ class DDNM(Solver):
         sigma' >= sigma_y / s:  lambda = 1;                                   noise sqrt(sigma'^2 - sigma_y^2 / s^2) z
 
     eps is that of the network, (x - D) / sigma, not of the corrected estimate. The noisy form follows the authors'
-    spectral code; their simplified code confuses abar with its square root. It needs a spectral form; the noiseless
-    one takes any linear operator.
+    spectral code, which weighs eps in spectral coordinates but takes it there for masks only; their simplified code
+    confuses abar with its square root. It needs a spectral form; the noiseless one takes any linear operator.
 
     Noise added to a posterior mean loses variance at every step (eta = 0.85 leaves 85 % of the standard deviation in
     directions that A does not see, eta = 1 leaves 69 %). By default the step is therefore an ancestral one, of second

@@ -29,7 +29,7 @@ class DDRM(Solver):
         sigma' >= sigma_y / s:  N((1 - eta_b) x0 + eta_b ybar,                       sigma'^2 - eta_b^2 sigma_y^2 / s^2)
 
     The authors' code compares strictly, and so leaves its last step (sigma' = 0) inconsistent with a noiseless y; here
-    equality counts as measured, and the result reproduces y.
+    equality counts as measured, and the result reproduces y. Their start is sqrt(1 + 1 / sigma^2) times this one.
 
     These transitions add noise to a posterior *mean*, which loses variance at every step (eta = 0.85 leaves 85 % of the
     standard deviation in directions that A does not see, eta = 1 leaves 69 %), and where sigma' < sigma_y / s they pull

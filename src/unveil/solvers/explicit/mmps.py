@@ -27,6 +27,7 @@ class MMPS(Solver):
         x0 = D + C A^T (A C A^T + sigma_y^2 I)^-1 (y - A D)
 
     The system is solved by conjugate gradients; each iteration costs one back-propagation. Exact for Gaussian priors.
+    Residuals are made orthogonal again, which changes nothing where J is symmetric, as that of an exact denoiser is.
 
     iterations
         Of conjugate gradients. The authors' code takes one, too few for blurs with little noise, whose systems are

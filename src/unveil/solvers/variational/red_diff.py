@@ -81,8 +81,9 @@ class REDDiff(Solver):
     ``REDDiff.for_task("deblur")`` gives the settings of the authors' scripts.
 
     Deviations: the result is mu after the last step (the authors return the sample of the step before); the network
-    runs without a graph; mu starts at the regularised pseudo-inverse (the plain one amplifies noise). It is a point
-    estimate: samples of different seeds are nearly the same.
+    runs without a graph; mu starts at the regularised pseudo-inverse (the plain one amplifies noise); Adam's
+    epsilon, 1e-8, is for gradients of sums, not of means. It is a point estimate: samples of different seeds are nearly
+    the same.
 
     docs/red-diff-study.md puts the findings of the paper to the test.
     """
