@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, cast
 
@@ -19,6 +20,7 @@ from ..priors.base import Prior
 from ..problem import Problem
 from ..rng import Rng
 from ..schedules import Schedule, karras
+from .limits import check_options
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,10 @@ class Solver:
         True if the operator is only evaluated, without derivative or adjoint: any program can be one.
     sibling:
         Of a solver that needs a measurement without noise: the nearest one that takes noise.
+    limits:
+        Intervals of options where they differ from what is usual (:mod:`unveil.solvers.limits`), as "(0, 1]".
+
+    Making one with an option of another type, or outside of its interval, raises :class:`InputError`.
     """
 
     name: ClassVar[str] = ""
@@ -133,6 +139,10 @@ class Solver:
     particles: ClassVar[int] = 1
     black_box: ClassVar[bool] = False
     sibling: ClassVar[str] = ""
+    limits: ClassVar[Mapping[str, str]] = {}
+
+    def __post_init__(self) -> None:
+        check_options(self, self.limits)
 
     def schedule(self, prior: Prior, steps: int) -> Schedule:
         """The solver's noise levels for a prior, in the prior's units: by default Karras' over its sigma_range."""

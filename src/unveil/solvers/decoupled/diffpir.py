@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -42,6 +43,7 @@ class DiffPIR(Solver):
 
     family: ClassVar[str] = "decoupled"
     needs: ClassVar[frozenset[str]] = frozenset({"gaussian"})
+    limits: ClassVar[Mapping[str, str]] = {"lam": "(0, inf)", "zeta": "[0, 1]"}
 
     lam: float = 1.0
     zeta: float = 0.3

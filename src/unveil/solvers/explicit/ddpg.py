@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -46,6 +47,7 @@ class DDPG(Solver):
 
     family: ClassVar[str] = "explicit"
     needs: ClassVar[frozenset[str]] = frozenset({"linear", "gaussian"})
+    limits: ClassVar[Mapping[str, str]] = {"gamma": "(0, inf)", "zeta": "[0, 1]"}
 
     gamma: float = 8.0
     zeta: float = 0.5

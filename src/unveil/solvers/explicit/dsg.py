@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -41,6 +42,7 @@ class DSG(Solver):
 
     family: ClassVar[str] = "explicit"
     gradient: ClassVar[bool] = True
+    limits: ClassVar[Mapping[str, str]] = {"guidance": "[0, 1]"}
 
     guidance: float = 0.2
     interval: int = 1

@@ -73,6 +73,7 @@ class Peng(Solver):
     order: int = 2
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for value, known, what in (
             (self.guidance, GUIDANCE, "guidance"),
             (self.covariance, COVARIANCES, "covariance"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -53,6 +54,7 @@ class PiGDM(Solver):
     family: ClassVar[str] = "explicit"
     needs: ClassVar[frozenset[str]] = frozenset({"linear", "gaussian"})
     gradient: ClassVar[bool] = True
+    limits: ClassVar[Mapping[str, str]] = {"data_variance": "(0, inf)"}
 
     data_variance: float = 1.0
     eta: float = 1.0
@@ -60,6 +62,7 @@ class PiGDM(Solver):
     weight: str = "score"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.order not in (1, 2):
             raise InputError(f"{self.name} takes steps of order 1 or 2, got {self.order}")
         if self.weight not in WEIGHTS:

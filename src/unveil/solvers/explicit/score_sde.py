@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -54,6 +55,7 @@ class ScoreSDE(Solver):
     needs: ClassVar[frozenset[str]] = frozenset({"linear", "noiseless"})
     sibling: ClassVar[str] = "ddnm"
     default_steps: ClassVar[int] = 500
+    limits: ClassVar[Mapping[str, str]] = {"corrections": "[0, inf)"}
 
     snr: float = 0.16
     corrections: int = 1

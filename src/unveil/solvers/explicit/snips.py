@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -46,6 +47,7 @@ class SNIPS(Solver):
     family: ClassVar[str] = "explicit"
     needs: ClassVar[frozenset[str]] = frozenset({"spectral", "gaussian"})
     default_steps: ClassVar[int] = 300
+    limits: ClassVar[Mapping[str, str]] = {"step_size": "(0, 2)"}
 
     step_size: float = 0.5
     inner_steps: int = 1
