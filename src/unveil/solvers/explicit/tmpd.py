@@ -35,8 +35,8 @@ class TMPD(Solver):
         2 carries x0 on to the middle of the step (DPM-Solver++(2M)), which leaves a tenth of the discretisation error
         of the paper's ancestral step, 1; the paper takes 1000 of those.
 
-    Row sums are right where A C A^T is diagonal or smooth along y; where they come out negative, w is sigma_y^2 alone,
-    and without noise the value is passed over.
+    Row sums are right where A C A^T is diagonal or smooth along y; where they come out negative, their
+    magnitude is taken: cut at zero, w is sigma_y^2 alone, and runs diverge (spectrum-dense-0.05 of the card).
     """
 
     family: ClassVar[str] = "explicit"
@@ -56,8 +56,9 @@ class TMPD(Solver):
         A, problem = run.linear, run.problem
         mean, pullback = run.prior.vjp(state.x, sigma)
         r = problem.residual(mean)
-        w = sigma**2 * A(pullback(A.adjoint(torch.ones_like(r)))).real.clamp_min(0) + problem.sigma_y**2
-        # without noise, a placeholder of y or a value whose row sum is not positive has no variance to divide by
-        x0 = mean + sigma**2 * pullback(A.adjoint(torch.where(w > 0, r / w, 0)))
+        w = sigma**2 * A(pullback(A.adjoint(torch.ones_like(r)))).abs()
+        # placeholders of y have neither a row sum nor, without noise, a variance
+        w = w.clamp_min(1e-9 * sigma**2) + problem.sigma_y**2
+        x0 = mean + sigma**2 * pullback(A.adjoint(r / w))
         ahead = midway(x0, state, run.schedule) if self.order == 2 else x0
         return state.next(ddim(state.x, ahead, sigma, sigma_next, self.eta, run.rng), x0)
