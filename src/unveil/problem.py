@@ -43,7 +43,7 @@ class Problem:
         The units that the signals are to be written in, as black and white of an image.
     cg_steps:
         Iterations of conjugate gradients in :meth:`prox`, :meth:`gain` and :meth:`pinv` for operators without a
-        spectral form.
+        spectral form. By default 50; without noise 200, since nothing but them bounds the misfit of a projection.
 
     Raises :class:`InputError` if y holds NaN or infinite values, or shapes do not agree.
     """
@@ -56,13 +56,14 @@ class Problem:
         noise: Noise | float  # a number is turned into a noise model
     shape: tuple[int, ...] = ()
     value_range: tuple[float, float] = DEFAULT_RANGE
-    cg_steps: int = 50
+    cg_steps: int = 0  # 0: what is usual
 
     def __post_init__(self) -> None:
         put = object.__setattr__
         if not isinstance(self.y, Tensor) or not (self.y.is_floating_point() or self.y.is_complex()):
             raise InputError("y must be a floating-point tensor [B, ...]: convert it with torch.as_tensor(y).float()")
         put(self, "noise", as_noise(self.noise))
+        put(self, "cg_steps", self.cg_steps or (200 if self.noise.sigma == 0 else 50))
         lo, hi = self.value_range
         if not hi > lo:
             raise InputError(f"value_range needs lo < hi, got {self.value_range}")

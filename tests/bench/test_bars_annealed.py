@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import pytest
 
-from unveil.bench.bars import at_the_floor, failures, improving, reproduces
+from unveil.bench.bars import at_the_floor, failures, improving, masked_blur, reproduces
 from unveil.solvers import get_solver
 
 PROJECTED = ["ccdf", "ddpg", "ilvr", "kadkhodaie-simoncelli", "repaint", "score-sde"]
 
+KNOWN = ["texture-mask-0", "texture-down-0", "clusters-dense-0"]
 
-@pytest.mark.parametrize("solver", PROJECTED)
+
+@pytest.mark.parametrize("solver", [*PROJECTED, "mcg"])
 def test_projections_reproduce_the_data(solver):
-    assert not failures(reproduces(get_solver(solver), ["texture-mask-0", "texture-down-0", "clusters-dense-0"]))
+    assert not failures(reproduces(get_solver(solver), [*KNOWN, masked_blur()]))
+
+
+def test_so_does_ddrm_with_operators_that_are_spectral():
+    assert not failures(reproduces(get_solver("ddrm"), KNOWN))
 
 
 def test_without_the_last_projection_they_do_not():

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from unveil import Gaussian, Poisson, Problem, get_solver, solve
-from unveil.bench.bars import at_the_floor, draw, failures, reproduces
+from unveil.bench.bars import at_the_floor, draw, failures, masked_blur, reproduces
 from unveil.bench.families import get_problem
 from unveil.operators import Identity
 from unveil.operators.base import Operator
@@ -27,9 +27,14 @@ def test_daps_is_near_the_floor_on_blurs(options):
 PROJECTED = ["iso-mask-0", "texture-mask-0", "texture-down-0", "clusters-dense-0"]
 
 
-@pytest.mark.parametrize("name", ["projdiff", "resample", "diffpir"])
+@pytest.mark.parametrize("name", ["projdiff", "resample", "diffpir", "ddnm"])
 def test_projections_reproduce_data_without_noise(name):
     assert not failures(reproduces(get_solver(name), PROJECTED))
+
+
+@pytest.mark.parametrize("name", ["resample", "diffpir", "ddnm"])
+def test_so_they_do_without_a_spectral_form(name):
+    assert not failures(reproduces(get_solver(name), [masked_blur()]))
 
 
 def test_a_descent_that_is_cut_short_does_not():

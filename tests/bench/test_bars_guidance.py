@@ -40,6 +40,10 @@ def test_peng_is_not_for_another_covariance():
     assert failures(at_the_floor(get_solver("peng", guidance="II"), ["texture-mask-0"], 1.5))
 
 
+def test_no_estimate_of_a_variance_lets_peng_run_away_without_noise():
+    assert not failures(at_the_floor(get_solver("peng"), ["texture-mask-0"], 2.0, samples=1000))
+
+
 @pytest.mark.parametrize("problem", ["plane-row-0.05", "iso-mask-0", "iso-mask-0.5"])
 def test_tmpd_is_at_the_floor_where_the_covariance_of_the_data_is_diagonal(problem):
     assert not failures(at_the_floor(get_solver("tmpd"), [problem], 1.5))

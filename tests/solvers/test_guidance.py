@@ -187,6 +187,26 @@ def test_dsg_steps_stay_on_the_sphere():
     assert bool((slope < (other * pullback(misfit(problem, new.x0)[1])).flatten(1).sum(1)).all())
 
 
+@pytest.mark.parametrize("sigma_y", [0.1, 0.0])
+def test_tmpd_takes_negative_row_sums_by_their_magnitude(sigma_y):
+    from unveil.bench.counting import make_runs
+
+    cov = torch.tensor([[0.1, -0.2], [-0.2, 1.0]], dtype=torch.float64)
+    prior = GaussianPrior(torch.zeros(2, dtype=torch.float64), cov, value_range=(-1.0, 1.0))
+    problem = unveil.Problem(torch.tensor([[0.3, -0.4]], dtype=torch.float64), Identity((2,)), sigma_y)
+    solver = unveil.get_solver("tmpd", order=1)
+    run = make_runs(problem, prior, solver.schedule(prior, 20))(1, None)
+    state = State(torch.tensor([[0.5, 0.2]], dtype=torch.float64), run.like, 10)
+    sigma, _ = run.schedule.pair(10)
+    jacobian = cov @ torch.linalg.inv(cov + sigma**2 * torch.eye(2, dtype=torch.float64))
+    sums = sigma**2 * jacobian.sum(1)
+    assert sums[0] < 0 < sums[1]
+    mean = state.x @ jacobian
+    r = problem.y - mean
+    weighed = r / (sums.abs() + sigma_y**2)
+    torch.testing.assert_close(solver.step(state, run).x0, mean + sigma**2 * weighed @ jacobian)
+
+
 def test_dpps_keeps_the_candidate_that_fits_best():
     problem = unveil.Problem(torch.zeros(2, 1, 4, 4), Inpainting(torch.eye(4)), 0.1)
     clean = torch.rand(2, 1, 4, 4)

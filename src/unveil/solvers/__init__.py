@@ -24,6 +24,9 @@ _HOMES = {
 _CLASSES = {cls: module for module, cls in _HOMES.values()}
 ship("solver", _HOMES)
 
+ALIASES = {"ddnm-plus": "ddnm"}
+"""Names of papers for what is one solver here: with noise, ``ddnm`` is DDNM+."""
+
 __all__ = ["Choice", "Run", "Solver", "State", "choose", "get_solver", "list_solvers", *sorted(_CLASSES)]
 
 
@@ -39,7 +42,7 @@ def get_solver(name: str, **options: Any) -> Solver:
 
     Raises :class:`UnknownName` with the nearest names, :class:`InputError` for an unknown hyper-parameter.
     """
-    cls: type[Solver] = lookup("solver", name)
+    cls: type[Solver] = lookup("solver", ALIASES.get(name, name))
     known = {f.name for f in dataclasses.fields(cls)}
     for option in options:
         if option not in known:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, cast
 
@@ -20,6 +21,7 @@ from ..priors.base import Prior
 from ..problem import Problem
 from ..rng import Rng
 from ..schedules import Schedule, karras
+from .limits import check_options
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,10 @@ class Solver:
     paper:
         What the paper (or its authors' code, where it is silent) has in its own setting, in our units: of each option,
         and of ``steps``. "own" where the option is this library's, "not at hand" where the number is not known here.
+    limits:
+        Intervals of options where they differ from what is usual (:mod:`unveil.solvers.limits`), as "(0, 1]".
+
+    Making one with an option of another type, or outside of its interval, raises :class:`InputError`.
     """
 
     name: ClassVar[str] = ""
@@ -141,6 +147,10 @@ class Solver:
     rewards: ClassVar[bool] = False
     sibling: ClassVar[str] = ""
     paper: ClassVar[dict[str, str]] = {}
+    limits: ClassVar[Mapping[str, str]] = {}
+
+    def __post_init__(self) -> None:
+        check_options(self, self.limits)
 
     def schedule(self, prior: Prior, steps: int) -> Schedule:
         """The solver's noise levels for a prior, in the prior's units: by default Karras' over its sigma_range."""

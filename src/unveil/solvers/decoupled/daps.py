@@ -81,6 +81,7 @@ class DAPS(Solver):
     sigma_end: float = 0.02
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.inner not in INNER:
             raise InputError(f"daps has no inner sampler '{self.inner}': one of {', '.join(INNER)}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import ClassVar
@@ -62,6 +63,7 @@ class DCDP(Solver):
         "time_start": "400; 700 for inpainting, 1000 for non-linear problems",
         "time_end": "1; 20 or 50 for non-linear problems",
     }
+    limits: ClassVar[Mapping[str, str]] = {"momentum": "[0, 1)"}
 
     inner_steps: int = 100
     lr: float = 0.01
@@ -71,6 +73,7 @@ class DCDP(Solver):
     time_end: float = 1.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 1 <= self.time_end < self.time_start <= 1000:
             raise InputError("dcdp needs 1 <= time_end < time_start <= 1000")
 

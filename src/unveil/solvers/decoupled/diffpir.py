@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -49,6 +50,7 @@ class DiffPIR(Solver):
         "spacing": "quad",
         "sigma_start": "inf",
     }
+    limits: ClassVar[Mapping[str, str]] = {"lam": "(0, inf)", "zeta": "[0, 1]"}
 
     lam: float = 1.0
     zeta: float = 0.3

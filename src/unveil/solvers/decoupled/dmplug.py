@@ -61,6 +61,7 @@ class DMPlug(SeededSolver):
     stop: str = "noise"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.stop not in ("noise", "none"):
             raise InputError(f"dmplug has no stop '{self.stop}': noise or none")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -73,6 +74,7 @@ class PnPDM(Solver):
         "chain_steps": "100",
         "step_size": "1e-4 for phase retrieval, 1e-3 for coded diffraction, not relative",
     }
+    limits: ClassVar[Mapping[str, str]] = {"rho0": "(0, inf)", "rho_min": "(0, inf)", "burn": "[0, 1]"}
 
     rho0: float = 1.0
     rho_min: float = 0.02
@@ -84,6 +86,7 @@ class PnPDM(Solver):
     step_size: float = 0.2
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.order not in (1, 2):
             raise InputError(f"pnp-dm takes steps of order 1 or 2, got {self.order}")
 

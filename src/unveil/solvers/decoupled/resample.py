@@ -67,6 +67,7 @@ class ReSample(Solver):
     inner_steps: int = 200
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.optimizer not in ("descent", "adam"):
             raise InputError(f"resample has no optimizer '{self.optimizer}': descent or adam")
 

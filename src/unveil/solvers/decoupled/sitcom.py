@@ -65,6 +65,7 @@ class SITCOM(Solver):
     margin: float = 0.001
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.inner_steps < 2:
             raise InputError("sitcom needs inner_steps >= 2: the last evaluation at a level moves nothing")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -54,6 +55,7 @@ class DDPG(Solver):
         "decay": "True; False for noise 0.01",
         "inject": "True; False is IDPG",
     }
+    limits: ClassVar[Mapping[str, str]] = {"gamma": "(0, inf)", "zeta": "[0, 1]"}
 
     gamma: float = 8.0
     zeta: float = 0.5

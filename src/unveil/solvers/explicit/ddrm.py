@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -47,6 +48,7 @@ class DDRM(Solver):
     needs: ClassVar[frozenset[str]] = frozenset({"spectral", "gaussian"})
     default_steps: ClassVar[int] = 50
     paper: ClassVar[dict[str, str]] = {"steps": "20", "eta": "0.85", "eta_b": "1"}
+    limits: ClassVar[Mapping[str, str]] = {"eta_b": "[0, 1]"}
 
     eta: float | None = None
     eta_b: float = 1.0

@@ -46,6 +46,7 @@ class DMAP(Solver):
     ascents: int = 3
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.ascents < 1:
             raise InputError(f"{self.name} needs ascents >= 1, got {self.ascents}")
 

@@ -60,6 +60,7 @@ class DPPS(Solver):
     candidates: int = 50
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.candidates < 1:
             raise InputError(f"{self.name} needs candidates >= 1, got {self.candidates}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -46,6 +47,7 @@ class DSG(Solver):
         "guidance": "0.2 for inpainting, 0.05 for conditions on faces",
         "interval": "1; 10 for conditions on faces",
     }
+    limits: ClassVar[Mapping[str, str]] = {"guidance": "[0, 1]"}
 
     guidance: float = 0.2
     interval: int = 1

@@ -55,6 +55,7 @@ class FreeDoM(Solver):
     travel_to: float = 3.4
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.repeats < 1:
             raise InputError(f"{self.name} needs repeats >= 1, got {self.repeats}")
 

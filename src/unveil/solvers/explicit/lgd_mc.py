@@ -67,6 +67,7 @@ class LGDMC(Solver):
     data_variance: float = 1.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.draws < 1:
             raise InputError(f"{self.name} needs draws >= 1, got {self.draws}")
         if self.weights not in WEIGHTS:

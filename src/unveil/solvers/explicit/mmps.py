@@ -50,6 +50,7 @@ class MMPS(Solver):
     order: int = 2
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.order not in (1, 2):
             raise InputError(f"{self.name} takes steps of order 1 or 2, got {self.order}")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from ...errors import InputError
@@ -35,7 +36,8 @@ class Peng(Solver):
 
     The variances are the prior's, if it has learnt them; else C = sigma^2 diag(J) (Tweedie's second moment), whose
     diagonal is estimated by z J^T z over random signs z (Hutchinson): exactly where J is diagonal, and elsewhere drawn
-    to its mean over the sample as far as it is noise. The system is solved by conjugate gradients.
+    to its mean over the sample as far as it is noise. No estimate is taken below a tenth of that mean. The system is
+    solved by conjugate gradients.
 
     guidance
         "I" or "II".
@@ -81,6 +83,7 @@ class Peng(Solver):
     order: int = 2
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for value, known, what in (
             (self.guidance, GUIDANCE, "guidance"),
             (self.covariance, COVARIANCES, "covariance"),
@@ -118,9 +121,11 @@ class Peng(Solver):
             mean, pullback = prior.vjp(x, sigma)
             if near:
                 var = sigma**2 * hutchinson_diagonal(pullback, x, self.probes, run.rng)
+                # an estimate's noise reaches down to zero, and v divides by it: without sigma_y nothing else bounds v
+                var = torch.maximum(var, 0.1 * var.mean(tuple(range(1, var.ndim)), keepdim=True))
         if self.covariance == "scalar" and var.ndim > 1:
             var = var.flatten(1).mean(1)
-        # estimates of a small variance can come out negative
+        # learnt or estimated, a small variance can come out negative
         least = min(1e-6 * run.scale**2, 1e-3 * flat)
         return mean, var.clamp_min(least), pullback if self.guidance == "I" else None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -60,6 +61,7 @@ class PiGDM(Solver):
         "order": "1",
         "weight": "added",
     }
+    limits: ClassVar[Mapping[str, str]] = {"data_variance": "(0, inf)"}
 
     data_variance: float = 1.0
     eta: float = 1.0
@@ -67,6 +69,7 @@ class PiGDM(Solver):
     weight: str = "score"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.order not in (1, 2):
             raise InputError(f"{self.name} takes steps of order 1 or 2, got {self.order}")
         if self.weight not in WEIGHTS:

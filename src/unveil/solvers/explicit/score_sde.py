@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -62,6 +63,7 @@ class ScoreSDE(Solver):
         "corrections": "1",
         "weight": "1 for MRI, 0.84 and 0.72 for tomography",
     }
+    limits: ClassVar[Mapping[str, str]] = {"corrections": "[0, inf)"}
 
     snr: float = 0.16
     corrections: int = 1

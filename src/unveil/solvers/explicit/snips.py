@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -53,6 +54,7 @@ class SNIPS(Solver):
         "sigma_start": "380 (190 for [0, 1])",
         "sigma_end": "0.02 (0.01 for [0, 1])",
     }
+    limits: ClassVar[Mapping[str, str]] = {"step_size": "(0, 2)"}
 
     step_size: float = 0.5
     inner_steps: int = 1

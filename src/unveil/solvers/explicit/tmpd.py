@@ -35,7 +35,8 @@ class TMPD(Solver):
         2 carries x0 on to the middle of the step (DPM-Solver++(2M)), which leaves a tenth of the discretisation error
         of the paper's ancestral step, 1; the paper takes 1000 of those.
 
-    Row sums are right where A C A^T is diagonal or smooth along y; where they come out negative, w is sigma_y^2 alone.
+    Row sums are right where A C A^T is diagonal or smooth along y; where they come out negative, their
+    magnitude is taken: cut at zero, w is sigma_y^2 alone, and runs diverge (spectrum-dense-0.05 of the card).
     """
 
     family: ClassVar[str] = "explicit"
@@ -47,6 +48,7 @@ class TMPD(Solver):
     order: int = 2
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.order not in (1, 2):
             raise InputError(f"{self.name} takes steps of order 1 or 2, got {self.order}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -63,6 +64,7 @@ class DCPS(ParticleSolver):
         "langevin": "5",
         "gamma": "0.001",
     }
+    limits: ClassVar[Mapping[str, str]] = {"gradient_steps": "[0, inf)", "langevin": "[0, inf)"}
 
     weights: bool = True
     blocks: int = 3

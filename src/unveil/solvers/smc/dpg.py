@@ -73,6 +73,7 @@ class DPG(Solver):
     momentum: float = 0.1
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.draws < 2:
             raise InputError(f"{self.name} needs draws >= 2, got {self.draws}")
 

@@ -53,6 +53,7 @@ class EKI(Solver):
     updates: int = 4
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.updates < 1:
             raise InputError(f"{self.name} needs updates >= 1, got {self.updates}")
 

@@ -68,6 +68,7 @@ class EnKG(Solver):
     factor: int = 8
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.updates < 1 or self.factor < 1:
             raise InputError(f"{self.name} needs updates and factor >= 1, got {self.updates} and {self.factor}")
         if not 0 <= self.unguided <= 0.5:

@@ -88,6 +88,7 @@ class ParticleSolver(Solver):
     order: int = 2
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.resampling not in SCHEMES:
             raise InputError(f"{self.name} knows no resampling '{self.resampling}': one of {', '.join(SCHEMES)}")
         if not 0 <= self.threshold <= 1:

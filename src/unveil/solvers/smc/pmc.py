@@ -78,6 +78,7 @@ class PMC(Solver):
     step_size: float = 0.5
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.order not in ORDERS:
             raise InputError(f"{self.name} knows no order '{self.order}': one of {', '.join(ORDERS)}")
         if not 0 <= self.anneal <= 1:

@@ -52,6 +52,7 @@ class SCG(Solver):
     unguided: float = 0.25
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.candidates < 1:
             raise InputError(f"{self.name} needs candidates >= 1, got {self.candidates}")
         if not 0 <= self.unguided <= 1:

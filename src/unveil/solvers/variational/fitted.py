@@ -55,6 +55,7 @@ class Fitted(Solver):
     fitted: str = ""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.batch < 2 or self.batch % 2:
             raise InputError(f"{self.name} draws in pairs: batch must be an even number from 2 on, got {self.batch}")
 

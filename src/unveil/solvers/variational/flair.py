@@ -101,6 +101,7 @@ class FLAIR(Solver):
     restarts: bool = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 < self.t_min < 1:
             raise InputError(f"flair needs 0 < t_min < 1, got {self.t_min:g}")
 

@@ -113,6 +113,7 @@ class REDDiff(Solver):
     data: str = "mean"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for value, known, what in (
             (self.weighting, tuple(WEIGHTINGS), "weighting"),
             (self.order, ORDERS, "order"),

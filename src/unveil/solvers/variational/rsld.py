@@ -77,6 +77,7 @@ class RSLD(Solver):
     betas: tuple[float, float] = (0.9, 0.99)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.weighting not in WEIGHTINGS:
             raise InputError(f"rsld has no weighting '{self.weighting}': one of {', '.join(WEIGHTINGS)}")
         if self.rho < 0:

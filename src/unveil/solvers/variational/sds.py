@@ -74,6 +74,7 @@ class SDS(Solver):
     decay: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.weighting not in ("kl", *WEIGHTINGS):
             raise InputError(f"sds has no weighting '{self.weighting}': kl, {', '.join(WEIGHTINGS)}")
 

@@ -84,6 +84,7 @@ class SMRD(Solver):
     cg_steps: int = 5
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not (self.lam > 0 and 0 < self.step_size < 2 and self.repeats >= 1):
             raise InputError("smrd needs lam > 0, 0 < step_size < 2 (else Langevin diverges) and repeats >= 1")
 
