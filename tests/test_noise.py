@@ -34,6 +34,7 @@ from unveil.noise import (
 )
 from unveil.operators import Spectral
 from unveil.rng import Rng, single
+from unveil.run import Status
 
 MODELS = [Gaussian(0.3), Poisson(20.0), NoNoise()]
 SHAPE = (4, 3, 5)
@@ -331,6 +332,32 @@ def test_poisson_gaussian_is_the_sum_over_counts(gain: float, read: float) -> No
         y = torch.full_like(clean, value)
         each = TorchPoisson(gain * clean).log_prob(k) + Normal(k / gain, read).log_prob(y)
         torch.testing.assert_close(model.log_prob(y, clean), each.logsumexp(1), rtol=1e-7, atol=1e-7)
+
+
+@pytest.mark.parametrize("read", [0.02, 2.0, 8.0])
+def test_low_light_in_the_dark(read: float) -> None:
+    model = PoissonGaussian.low_light(20.0, read)
+    clean = torch.tensor([[-50.0, -1.0, -0.4, -0.05, -1e-6, 1e-5, 5e-4, 0.02, 1.0]], dtype=torch.float64)
+    for value in (-0.3, 0.0, 0.05, 0.2, 3.0):
+        y = torch.full_like(clean, value)
+        leaf = clean.clone().requires_grad_(True)
+        (slope,) = torch.autograd.grad(model.log_prob(y, leaf).sum(), leaf)
+        score = model.score(y, clean)
+        assert torch.isfinite(slope).all()
+        assert torch.isfinite(model.log_prob(y, clean)).all()
+        torch.testing.assert_close(score, slope, rtol=1e-7, atol=1e-7)
+        if value >= 0.2:  # light was seen: less than none is not believed
+            assert (score[clean < 0] > 1).all()
+    assert torch.isfinite(model.score(torch.full((1, 1), -1e4), torch.zeros(1, 1)))
+
+
+def test_low_light_is_solved_to_the_end() -> None:
+    prior = GaussianPrior(torch.zeros(1, 4, 4), torch.eye(16), value_range=(0.0, 1.0))
+    dark = torch.linspace(0.0, 1.0, 16, dtype=torch.float64).reshape(1, 1, 4, 4)
+    problem = Problem.simulate(dark, operators.Identity(), PoissonGaussian.low_light(20.0, 1.0))
+    result = solve(problem, prior, "daps", samples=2, steps=5)
+    assert result.status is Status.DONE
+    assert torch.isfinite(result.samples).all()
 
 
 def test_densities_of_torch() -> None:
