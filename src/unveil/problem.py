@@ -79,11 +79,17 @@ class Problem:
             raise InputError("the operator does not know the shape of its signals: pass Problem(..., shape=...)")
         put(self, "shape", tuple(shape))
         self.operator.check(self.shape)
-        out = tuple(self.operator.probe(self.shape, self.y).shape[1:])  # in the type and place of y, as a run will
+        probe = self.operator.probe(self.shape, self.y)  # in the type and place of y, as a run will
+        out = tuple(probe.shape[1:])
         if out != tuple(self.y.shape[1:]):
             raise InputError(
                 f"y has shape {tuple(self.y.shape)}, but signals of shape {self.shape} give [B, "
                 f"{', '.join(map(str, out))}]: is the batch axis missing (y[None])?"
+            )
+        if probe.is_complex() and not self.y.is_complex():
+            raise InputError(
+                f"y is real, and {type(self.operator).__name__} makes complex measurements: pass them as they were "
+                "measured (of real and imaginary part on a last axis: torch.view_as_complex(y))"
             )
         if self.operator.measured is not None:
             put(self, "y", torch.where(self.operator.measured.to(self.y.device) > 0, self.y, 0))

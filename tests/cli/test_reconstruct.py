@@ -338,6 +338,7 @@ CT = "angles = 'angles.npy'\n"
         (CT + 'noise = "much"', "noise is a number"),
         (CT + "slices = 7", "a list of numbers below 2"),
         (CT + "white = -1.0", "white must be larger"),
+        (CT + 'data = "transmission"\ni0 = -5.0', "i0 is the intensity without an object"),
         (CT + "axes = 3", "axes is a text or a list of texts"),
         (CT + "slices = true", "a list of numbers below 2"),
         (CT + "noise = nan", "noise is a number"),
@@ -387,6 +388,16 @@ def test_k_space_in_another_order(unveil, tmp_path) -> None:
     assert "would have 32 coils of 4 x 2 points: name its axes" in said
     scan = read_scan(tmp_path / "scan.npy", "mri", config(tmp_path, text + 'axes = "row column coil slice"'))
     assert np.array_equal(scan.arrays["y"].numpy(), data)
+
+
+def test_zero_frequency_in_the_corner_gives_a_note(tmp_path) -> None:
+    data, maps, _ = kspace()
+    np.save(tmp_path / "maps.npy", maps.numpy())
+    np.save(tmp_path / "scan.npy", data)
+    settings = config(tmp_path, "maps = 'maps.npy'\nnoise = 1e-6\ncalibration = 8")
+    assert not any("corners" in note for note in read_scan(tmp_path / "scan.npy", "mri", settings).notes)
+    np.save(tmp_path / "scan.npy", np.fft.ifftshift(data, (-2, -1)))
+    assert any("in its corners" in note for note in read_scan(tmp_path / "scan.npy", "mri", settings).notes)
 
 
 def test_spokes_that_do_not_fit(unveil, tmp_path) -> None:

@@ -237,6 +237,7 @@ def test_angles_in_radians_are_noticed() -> None:
         (lambda: views(0), "count >= 1"),
         (lambda: PET(ParallelBeam(views(3), (8, 8), 9), -1), "fwhm"),
         (lambda: PET(ParallelBeam(views(3), (8, 8), 9), attenuation=-torch.ones(8, 8)), "attenuation"),
+        (lambda: PET(ParallelBeam(views(3), (8, 8), 9), attenuation=torch.ones(8, 9)), r"\(8, 9\), the image \(8, 8\)"),
         (lambda: PET(ParallelBeam(views(3), (8, 8), 9), efficiency=torch.ones(4)), "broadcast"),
     ],
 )

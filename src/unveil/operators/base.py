@@ -346,6 +346,12 @@ class Spectral(Linear):
         return torch.where(s > self.rtol * s.max(), s, 0)
 
 
+def broadcasts(shape: Shape, onto: Shape) -> bool:
+    """Whether a tensor of ``shape`` broadcasts to one of shape ``onto``."""
+    fits = all(m in (1, n) for m, n in zip(reversed(shape), reversed(onto), strict=False))
+    return fits and len(shape) <= len(onto)
+
+
 def reciprocal(s: Tensor) -> Tensor:
     """1 / s, and 0 where s is 0."""
     return torch.where(s > 0, 1 / torch.where(s > 0, s, 1), 0)

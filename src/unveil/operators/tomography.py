@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..registry import register
-from .base import Linear, Operator, Parametric, Shape
+from .base import Linear, Operator, Parametric, Shape, broadcasts
 from .blur import Blur
 from .kernels import gaussian_kernel
 from .rays import Rays
@@ -322,12 +322,16 @@ class PET(Parametric, Linear):
             if value is not None and not bool(((value >= 0) & torch.isfinite(value)).all()):
                 raise InputError(f"{name} must be finite and >= 0")
         if attenuation is not None:
+            if not broadcasts(tuple(attenuation.shape), projector.size):
+                raise InputError(
+                    f"the attenuation has shape {tuple(attenuation.shape)}, the image {projector.size}: they must be "
+                    "of one size"
+                )
             channels = 1 if projector.in_shape is None else projector.in_shape[0]
             factors = torch.exp(-projector(attenuation.double().expand(1, channels, *projector.size))[0, 0])
         if efficiency is not None:
             shape = tuple(efficiency.shape)
-            fits = all(e in (1, n) for e, n in zip(reversed(shape), reversed(projector.detector), strict=False))
-            if not fits or len(shape) > len(projector.detector):
+            if not broadcasts(shape, projector.detector):
                 raise InputError(f"the efficiency {shape} does not broadcast to {projector.detector}: one per detector")
             factors = factors * efficiency
         self.factors = factors
