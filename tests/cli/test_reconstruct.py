@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from unveil import registry
 from unveil.app.instruments import measure
 from unveil.app.scan import read_scan
+from unveil.errors import InputError
 from unveil.io.data import read_data
 from unveil.operators import (
     PET,
@@ -432,6 +433,32 @@ def test_packages_that_are_missing(unveil, tmp_path, monkeypatch) -> None:
     assert "needs the package h5py: pip install 'unveil[files]'" in said
     said = refused(unveil, tmp_path, file, "ct", text + 'output = ".nii.gz"')
     assert "needs the package nibabel: pip install 'unveil[files]'" in said
+
+
+def estimated(path, instrument: str, settings) -> float:
+    """The standard deviation in the units of the data, of which a note tells."""
+    scan = read_scan(path, instrument, settings)
+    (note,) = [note for note in scan.notes if "the noise is estimated" in note]
+    return float(note.split("deviation of ")[1].split()[0])
+
+
+def test_noise_that_is_not_said_is_estimated_with_a_note(tmp_path) -> None:
+    file, text = ct_file(tmp_path)
+    assert 0.7 < estimated(file, "ct", config(tmp_path, text)) / (0.2 * 0.02) < 1.6
+    assert not any("estimated" in note for note in read_scan(file, "ct", config(tmp_path, text + "noise = 1")).notes)
+    points = radial_trajectory(30, N)
+    image = torch.stack([TRUTH[:1], 0 * TRUTH[:1]], 1)
+    np.save(tmp_path / "points.npy", points.numpy())
+    np.save(tmp_path / "spokes.npy", noisy(NonCartesianMRI(points, (N, N))(image), 0.1).numpy())
+    settings = config(tmp_path, 'trajectory = "points.npy"\nsize = [32, 32]\naxes = "coil slice sample"')
+    assert 0.8 < estimated(tmp_path / "spokes.npy", "mri", settings) / 0.1 < 1.3
+    y = FourierMagnitude((1, N, N), 2.0, 2)(20 * TRUTH[:1, None])
+    np.save(tmp_path / "d.npy", torch.fft.fftshift(noisy(y, 0.5), (-2, -1))[0, 0].clamp(min=0).numpy())
+    settings = config(tmp_path, "size = [32, 32]\nwhite = 20")
+    assert 0.5 < estimated(tmp_path / "d.npy", "diffraction", settings) / 0.5 < 1.5
+    np.save(tmp_path / "d.npy", np.zeros((64, 64), np.float32))
+    with pytest.raises(InputError, match="say noise = "):
+        read_scan(tmp_path / "d.npy", "diffraction", settings)
 
 
 def test_values_that_do_not_fit(unveil, tmp_path) -> None:
