@@ -385,6 +385,14 @@ def test_quantisation_is_the_probability_of_a_level() -> None:
     assert set(one.flatten().tolist()) <= {0.0, 1.0}
 
 
+def test_clipping_far_out_in_single_precision() -> None:
+    for deviations in (3.0, 100.0, 1500.0):
+        clean = torch.tensor([[-deviations * 0.02, 1 + deviations * 0.02]], dtype=torch.float64)
+        y = torch.tensor([[1.0, 0.0]], dtype=torch.float64)
+        exact = Clipped(0.02).score(y, clean)
+        torch.testing.assert_close(Clipped(0.02).score(y.float(), clean.float()).double(), exact, rtol=1e-4, atol=0)
+
+
 def test_clipping_and_impulses_leave_atoms() -> None:
     clean = torch.full((1, 20000), 0.95, dtype=torch.float64)
     y = Clipped(0.05).sample(clean, single(0))

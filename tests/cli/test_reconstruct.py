@@ -498,7 +498,7 @@ def test_angles_in_degrees_called_radians_give_a_note(tmp_path) -> None:
 
 def test_projectors_are_made_once_for_all_slices(tmp_path) -> None:
     file, text = ct_file(tmp_path)
-    scan = read_scan(file, "ct", config(tmp_path, text + "white = 0.02"))
+    scan = read_scan(file, "ct", config(tmp_path, text + "white = 0.02\nnoise = 0.004"))
     first, second = (measure(scan, k, 1).operator for k in (0, 1))
     assert first is second
     assert float(first.norm(torch.empty(1, 1, N, N))) == pytest.approx(1, rel=2e-3)
