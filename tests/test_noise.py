@@ -546,8 +546,11 @@ def test_what_stays_spectral_when_white() -> None:
 
     diagonal, circulant, full = CORRELATED
     for name, model in (("mask", diagonal), ("identity", diagonal), ("blur", circulant), ("identity", full)):
-        spectral = isinstance(white(A[name], model, OUT), Spectral)
-        assert spectral == (model is not full)
+        found = white(A[name], model, OUT)
+        assert isinstance(found, Spectral)
+        assert isinstance(found, operators.Matrix) == (model is full)
+    large = DiagonalGaussian.example((1, 33, 32))
+    assert not isinstance(white(operators.Blur(torch.ones(3, 3) / 9), large, (1, 33, 32)), Spectral)
     assert isinstance(white(A["matrix"], FullGaussian.example((40,)), (12,)), Spectral)
     grey = operators.Inpainting(torch.eye(4, 5)) @ operators.Grayscale(in_shape=(3, 4, 5))
     assert isinstance(white(grey, DiagonalGaussian(torch.rand(4, 5) + 0.1), (3, 4, 5)), Spectral)
@@ -567,6 +570,38 @@ def test_a_known_background_moves_to_the_data() -> None:
     assert "mmps" in list_solvers(fits=problem)
     with pytest.raises(InputError, match="broadcast"):
         _ = blur + torch.zeros(3, 5)
+
+
+MIXED = {
+    "blur, diagonal": (A["blur"], CORRELATED[0]),
+    "blur, full": (A["blur"], CORRELATED[2]),
+    "mask, circulant": (A["mask"], CORRELATED[1]),
+    "mask, full": (A["mask"], CORRELATED[2]),
+    "down-sampling, full": (operators.Downsample(2, in_shape=(2, 4, 6)), FullGaussian.example((2, 2, 3))),
+}
+
+
+@pytest.mark.parametrize("case", MIXED)
+def test_every_gaussian_solver_fits_every_small_gaussian(case: str) -> None:
+    operator, noise = MIXED[case]
+    problem = Problem.simulate(0.5 * torch.rand(1, *operator.in_shape), operator, noise)
+    needs = {name: registry.lookup("solver", name).needs for name in list_solvers()}
+    gaussian = {name for name, need in needs.items() if "gaussian" in need and "noiseless" not in need}
+    assert len(gaussian) > 10
+    assert gaussian <= set(list_solvers(fits=problem))
+
+
+SPECTRAL = ("ddnm", "ddrm", "ddsmc", "fps", "fps-smc", "mcgdiff", "projdiff", "snips")
+
+
+@pytest.mark.parametrize("solver", SPECTRAL)
+def test_spectral_solvers_take_every_gaussian(solver: str) -> None:
+    operator, noise = MIXED["mask, circulant"]
+    prior = GaussianPrior(torch.zeros(OUT), torch.eye(40) * 0.25, value_range=(0.0, 1.0))
+    problem = Problem.simulate(0.5 * torch.rand(1, *OUT), operator, noise)
+    result = solve(problem, prior, solver, samples=2, steps=4)
+    assert result.status is Status.DONE
+    assert result.samples.shape[2:] == OUT
 
 
 def test_gaussian_solvers_take_every_gaussian() -> None:

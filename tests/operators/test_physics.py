@@ -211,9 +211,9 @@ def test_coils() -> None:
         MultiCoilMRI(mask, None)
     with pytest.raises(InputError, match="of one size"):
         MultiCoilMRI(mask[:, :9], maps)
-    with pytest.raises(InputError, match="480 NaN .* outside the object"):
+    with pytest.raises(InputError, match=r"480 NaN .* outside the object"):
         MultiCoilMRI(mask, maps / 0)
-    with pytest.raises(InputError, match="480 NaN .* outside the object"):
+    with pytest.raises(InputError, match=r"480 NaN .* outside the object"):
         NonCartesianMRI(radial_trajectory(4, 8), (12, 10), maps / 0)
     with pytest.raises(InputError, match="only 0"):
         MultiCoilMRI(2 * mask, maps)
@@ -283,7 +283,7 @@ def test_points_in_other_units() -> None:
         NonCartesianMRI(points, (8, 8), backend="fast")
     with pytest.raises(InputError, match=r"\[m, 2\]"):
         NonCartesianMRI(points.T, (8, 8))
-    with pytest.raises(InputError, match="32 points .* are NaN"):
+    with pytest.raises(InputError, match=r"32 points .* are NaN"):
         NonCartesianMRI(points / 0 * 0, (8, 8))
 
 
@@ -315,7 +315,7 @@ def test_magnitudes() -> None:
     torch.testing.assert_close(Magnitude(Matrix(matrix, (1, 6, 5)))(x), (x.flatten(1).to(matrix) @ matrix.mT).abs())
     with pytest.raises(InputError, match="power"):
         FourierMagnitude((1, 6, 5), power=3)
-    with pytest.raises(InputError, match="the mask has shape .* one size"):
+    with pytest.raises(InputError, match=r"the mask has shape .* one size"):
         FourierMagnitude((1, 6, 5), mask=stop[:, :9])
 
 

@@ -248,7 +248,7 @@ class _Reader:
             self.notes.append("the mask calls columns measured that hold only zeros")
         if _cornered(y):
             self.notes.append(
-                "most of k-space's energy lies in its corners: zero frequency belongs in the middle; if the images look "
+                "most of k-space's energy lies in its corners: zero frequency belongs in the middle; if images look "
                 "folded, shift the data's last two axes (numpy.fft.fftshift)"
             )
         y = y * mask

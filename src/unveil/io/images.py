@@ -213,7 +213,7 @@ def _facts(picture: Image) -> dict[str, Any]:
 
 
 def _exif(picture: Image) -> bytes | None:
-    """The EXIF data without thumbnail and orientation, which is applied to the pixels; not the tags of a TIFF itself."""
+    """The EXIF data without thumbnail and orientation, which the pixels have already; not the tags of a TIFF itself."""
     from PIL.Image import Exif
 
     try:

@@ -68,7 +68,8 @@ class PoissonGaussian(Noise):
     of y; the variance of y is clean / gain + sigma_read^2 (Foi, Trimeche, Katkovnik, Egiazarian 2008, IEEE Trans.
     Image Process. 17, 1737). The density is the sum over counts k of Poisson times Gaussian densities, six spreads
     around the likeliest k; where their spread exceeds four counts, in steps of a quarter of it, which leaves an error
-    below 1e-6. Below ``floor``, in counts, the logarithm of the sum is continued by its tangent, as in :class:`Poisson`.
+    below 1e-6. Below ``floor``, in counts, the logarithm of the sum is continued by its tangent, as that of
+    :class:`Poisson`.
     """
 
     gain: float = 100.0
@@ -103,7 +104,7 @@ class PoissonGaussian(Noise):
         return clean.clamp(min=self.floor / self.gain) / self.gain + self.sigma_read**2
 
     def _density(self, y: Tensor, clean: Tensor) -> tuple[Tensor, Tensor]:
-        """log p(y | clean) of each entry, and E[k | y, clean] (of ``floor`` below it): float64, as large terms cancel."""
+        """log p(y | clean) of each entry, and E[k | y, clean] (of ``floor`` below it), float64: large terms cancel."""
         real(clean, "Poisson noise counts")
         z, mean, spread = self.gain * y.double(), self.gain * clean.double(), self.gain * self.sigma_read
         bounded = mean.clamp(min=self.floor)
