@@ -125,9 +125,9 @@ class Problem:
         Gaussian noise of covariance C becomes white: with W C W^T = I, the data are W y, the operator W A, and the
         noise ``Gaussian(1)``; the likelihood differs by the constant log det W. A known offset b (``A + b``) of
         Gaussian or no noise moves to the data. Where W A has no spectral form and y and a signal have at most 1024
-        numbers, it becomes a :class:`~unveil.operators.Matrix`, which has one, so that spectral solvers apply; on larger
-        ones they are refused, and solvers of linear problems take it. :func:`unveil.stream` and :func:`unveil.solve` do
-        it by themselves.
+        numbers, it becomes a :class:`~unveil.operators.Matrix`, which has one, so that spectral solvers apply; on
+        larger ones they are refused, and solvers of linear problems take it. :func:`unveil.stream` and
+        :func:`unveil.solve` do it by themselves.
         """
         y, operator, noise = self.y, self.operator, self.noise
         found = noise.whitener(tuple(y.shape[1:]), operator.measured)
