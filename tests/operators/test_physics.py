@@ -217,8 +217,8 @@ def test_coils() -> None:
         NonCartesianMRI(radial_trajectory(4, 8), (12, 10), maps / 0)
     with pytest.raises(InputError, match="only 0"):
         MultiCoilMRI(2 * mask, maps)
-    coupled = Problem.simulate(x.float(), operator, FullGaussian(0.01 * (torch.eye(4) + 0.5)))
-    torch.testing.assert_close(coupled.white.score(x.float()), coupled.score(x.float()))
+    coupled = Problem.simulate(x, operator, FullGaussian(0.01 * (torch.eye(4).double() + 0.5)))
+    torch.testing.assert_close(coupled.white.score(x), coupled.score(x))
 
 
 def test_maps_of_several_samples() -> None:
