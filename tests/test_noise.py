@@ -35,6 +35,7 @@ from unveil.noise import (
 )
 from unveil.operators import Spectral
 from unveil.rng import Rng, single
+from unveil.run import Status
 
 MODELS = [Gaussian(0.3), Poisson(20.0), NoNoise()]
 SHAPE = (4, 3, 5)
@@ -359,6 +360,32 @@ def test_poisson_gaussian_is_the_sum_over_counts(gain: float, read: float) -> No
         torch.testing.assert_close(model.log_prob(y, clean), each.logsumexp(1), rtol=1e-7, atol=1e-7)
 
 
+@pytest.mark.parametrize("read", [0.02, 2.0, 8.0])
+def test_low_light_in_the_dark(read: float) -> None:
+    model = PoissonGaussian.low_light(20.0, read)
+    clean = torch.tensor([[-50.0, -1.0, -0.4, -0.05, -1e-6, 1e-5, 5e-4, 0.02, 1.0]], dtype=torch.float64)
+    for value in (-0.3, 0.0, 0.05, 0.2, 3.0):
+        y = torch.full_like(clean, value)
+        leaf = clean.clone().requires_grad_(True)
+        (slope,) = torch.autograd.grad(model.log_prob(y, leaf).sum(), leaf)
+        score = model.score(y, clean)
+        assert torch.isfinite(slope).all()
+        assert torch.isfinite(model.log_prob(y, clean)).all()
+        torch.testing.assert_close(score, slope, rtol=1e-7, atol=1e-7)
+        if value >= 0.2:  # light was seen: less than none is not believed
+            assert (score[clean < 0] > 1).all()
+    assert torch.isfinite(model.score(torch.full((1, 1), -1e4), torch.zeros(1, 1)))
+
+
+def test_low_light_is_solved_to_the_end() -> None:
+    prior = GaussianPrior(torch.zeros(1, 4, 4), torch.eye(16), value_range=(0.0, 1.0))
+    dark = torch.linspace(0.0, 1.0, 16, dtype=torch.float64).reshape(1, 1, 4, 4)
+    problem = Problem.simulate(dark, operators.Identity(), PoissonGaussian.low_light(20.0, 1.0))
+    result = solve(problem, prior, "daps", samples=2, steps=5)
+    assert result.status is Status.DONE
+    assert torch.isfinite(result.samples).all()
+
+
 def test_densities_of_torch() -> None:
     clean, y = light(*SHAPE), light(*SHAPE).flip(0)
     laplace = torch.distributions.Laplace(clean, 0.3).log_prob(y).flatten(1).sum(1)
@@ -382,6 +409,14 @@ def test_quantisation_is_the_probability_of_a_level() -> None:
     assert 200 < float(far) < 300
     one = Quantisation(1, 0.2).sample(clean, single(0, 4))
     assert set(one.flatten().tolist()) <= {0.0, 1.0}
+
+
+def test_clipping_far_out_in_single_precision() -> None:
+    for deviations in (3.0, 100.0, 1500.0):
+        clean = torch.tensor([[-deviations * 0.02, 1 + deviations * 0.02]], dtype=torch.float64)
+        y = torch.tensor([[1.0, 0.0]], dtype=torch.float64)
+        exact = Clipped(0.02).score(y, clean)
+        torch.testing.assert_close(Clipped(0.02).score(y.float(), clean.float()).double(), exact, rtol=1e-4, atol=0)
 
 
 def test_clipping_and_impulses_leave_atoms() -> None:
@@ -537,8 +572,11 @@ def test_what_stays_spectral_when_white() -> None:
 
     diagonal, circulant, full = CORRELATED
     for name, model in (("mask", diagonal), ("identity", diagonal), ("blur", circulant), ("identity", full)):
-        spectral = isinstance(white(A[name], model, OUT), Spectral)
-        assert spectral == (model is not full)
+        found = white(A[name], model, OUT)
+        assert isinstance(found, Spectral)
+        assert isinstance(found, operators.Matrix) == (model is full)
+    large = DiagonalGaussian.example((1, 33, 32))
+    assert not isinstance(white(operators.Blur(torch.ones(3, 3) / 9), large, (1, 33, 32)), Spectral)
     assert isinstance(white(A["matrix"], FullGaussian.example((40,)), (12,)), Spectral)
     grey = operators.Inpainting(torch.eye(4, 5)) @ operators.Grayscale(in_shape=(3, 4, 5))
     assert isinstance(white(grey, DiagonalGaussian(torch.rand(4, 5) + 0.1), (3, 4, 5)), Spectral)
@@ -558,6 +596,38 @@ def test_a_known_background_moves_to_the_data() -> None:
     assert "mmps" in list_solvers(fits=problem)
     with pytest.raises(InputError, match="broadcast"):
         _ = blur + torch.zeros(3, 5)
+
+
+MIXED = {
+    "blur, diagonal": (A["blur"], CORRELATED[0]),
+    "blur, full": (A["blur"], CORRELATED[2]),
+    "mask, circulant": (A["mask"], CORRELATED[1]),
+    "mask, full": (A["mask"], CORRELATED[2]),
+    "down-sampling, full": (operators.Downsample(2, in_shape=(2, 4, 6)), FullGaussian.example((2, 2, 3))),
+}
+
+
+@pytest.mark.parametrize("case", MIXED)
+def test_every_gaussian_solver_fits_every_small_gaussian(case: str) -> None:
+    operator, noise = MIXED[case]
+    problem = Problem.simulate(0.5 * torch.rand(1, *operator.in_shape), operator, noise)
+    needs = {name: registry.lookup("solver", name).needs for name in list_solvers()}
+    gaussian = {name for name, need in needs.items() if "gaussian" in need and "noiseless" not in need}
+    assert len(gaussian) > 10
+    assert gaussian <= set(list_solvers(fits=problem))
+
+
+SPECTRAL = ("ddnm", "ddrm", "ddsmc", "fps", "fps-smc", "mcgdiff", "projdiff", "snips")
+
+
+@pytest.mark.parametrize("solver", SPECTRAL)
+def test_spectral_solvers_take_every_gaussian(solver: str) -> None:
+    operator, noise = MIXED["mask, circulant"]
+    prior = GaussianPrior(torch.zeros(OUT), torch.eye(40) * 0.25, value_range=(0.0, 1.0))
+    problem = Problem.simulate(0.5 * torch.rand(1, *OUT), operator, noise)
+    result = solve(problem, prior, solver, samples=2, steps=4)
+    assert result.status is Status.DONE
+    assert result.samples.shape[2:] == OUT
 
 
 def test_gaussian_solvers_take_every_gaussian() -> None:

@@ -10,7 +10,17 @@ import torch
 import unveil
 from unveil import Gaussian, NoNoise, Poisson, Problem
 from unveil.errors import InputError
-from unveil.operators import Blur, Downsample, Identity, Inpainting, Matrix, gaussian_kernel, motion_kernel, stack
+from unveil.operators import (
+    MRI,
+    Blur,
+    Downsample,
+    Identity,
+    Inpainting,
+    Matrix,
+    gaussian_kernel,
+    motion_kernel,
+    stack,
+)
 from unveil.operators.base import Linear, Operator, Spectral
 from unveil.rng import Rng, single
 
@@ -344,6 +354,7 @@ def y(*shape):
         (lambda: Problem(y(1, 3), Identity((3,)), float("nan")), "sigma"),
         (lambda: Problem(y(1, 3), Identity((3,)), 0.1, value_range=(1, 0)), "lo < hi"),
         (lambda: Problem(y(1, 3), Unknown(), 0.1), "shape="),
+        (lambda: Problem(y(1, 1, 4, 4), MRI(torch.ones(4, 4)), 0.1), "y is real, and MRI makes complex"),
         (lambda: Problem(y(1, 3), Identity((3,)), Poisson()).sigma_y, "no single standard deviation"),
         (lambda: Problem(y(1, 10), Curved(), 0.1).pinv(), "not linear"),
         (lambda: Problem.simulate(y(1, 1, 5, 5), LINEAR["mask"], 0.1), "mask|shape"),

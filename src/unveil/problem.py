@@ -17,12 +17,16 @@ from .noise import Gaussian, Noise, NoNoise
 from .numerics.cg import cg
 from .operators.base import Invertible, Linear, Operator, Spectral, reciprocal
 from .operators.combine import Affine
+from .operators.matrix import Matrix
 from .priors.base import Sigma, expand
 from .rng import Rng, single
 from .shapes import Measurements, Rows, Signals
 
 DEFAULT_RANGE = (0.0, 1.0)
 """The units of image files as this library reads them: black is 0, white is 1."""
+
+DENSE = 1024
+"""Real numbers in y and in a signal up to which what whitening leaves without a spectral form is made a matrix."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,11 +85,17 @@ class Problem:
             raise InputError("the operator does not know the shape of its signals: pass Problem(..., shape=...)")
         put(self, "shape", tuple(shape))
         self.operator.check(self.shape)
-        out = tuple(self.operator.probe(self.shape, self.y).shape[1:])  # in the type and place of y, as a run will
+        probe = self.operator.probe(self.shape, self.y)  # in the type and place of y, as a run will
+        out = tuple(probe.shape[1:])
         if out != tuple(self.y.shape[1:]):
             raise InputError(
                 f"y has shape {tuple(self.y.shape)}, but signals of shape {self.shape} give [B, "
                 f"{', '.join(map(str, out))}]: is the batch axis missing (y[None])?"
+            )
+        if probe.is_complex() and not self.y.is_complex():
+            raise InputError(
+                f"y is real, and {type(self.operator).__name__} makes complex measurements: pass them as they were "
+                "measured (of real and imaginary part on a last axis: torch.view_as_complex(y))"
             )
         if self.operator.measured is not None:
             put(self, "y", torch.where(self.operator.measured.to(self.y.device) > 0, self.y, 0))
@@ -115,7 +125,10 @@ class Problem:
 
         Gaussian noise of covariance C becomes white: with W C W^T = I, the data are W y, the operator W A, and the
         noise ``Gaussian(1)``; the likelihood differs by the constant log det W. A known offset b (``A + b``) of
-        Gaussian or no noise moves to the data. :func:`unveil.stream` and :func:`unveil.solve` do it by themselves.
+        Gaussian or no noise moves to the data. Where W A has no spectral form and y and a signal have at most 1024
+        numbers, it becomes a :class:`~unveil.operators.Matrix`, which has one, so that spectral solvers apply; on
+        larger ones they are refused, and solvers of linear problems take it. :func:`unveil.stream` and
+        :func:`unveil.solve` do it by themselves.
         """
         y, operator, noise = self.y, self.operator, self.noise
         found = noise.whitener(tuple(y.shape[1:]), operator.measured)
@@ -125,6 +138,8 @@ class Problem:
             w = found[0].to(self.device)
             assert isinstance(w, Linear)
             y, operator, noise = w(y), w @ operator, Gaussian(1.0)
+            if isinstance(operator, Linear) and not isinstance(operator, Spectral):
+                y, operator = _dense(y, operator, self.shape)
         if operator is self.operator:
             return self
         return Problem(y, operator, noise, self.shape, self.value_range, self.cg_steps)
@@ -306,6 +321,20 @@ class Problem:
             "noise": self.noise.describe(),
             "y": digest(self.y),
         }
+
+
+def _dense(y: Tensor, operator: Linear, shape: tuple[int, ...]) -> tuple[Tensor, Linear]:
+    """A small operator as a matrix, and y [B, m] as it makes them, without placeholders; large ones as they are."""
+    n, m = math.prod(shape), y[0].numel() * (2 if y.is_complex() else 1)
+    if max(n, m) > DENSE or any(t.requires_grad for t in operator._tensors()):
+        return y, operator
+    with torch.no_grad():
+        columns = operator(torch.eye(n, dtype=y.real.dtype, device=y.device).reshape(n, *shape)).flatten(1)
+    rows = y.flatten(1)
+    if operator.measured is not None:
+        seen = (operator.measured.to(y.device) > 0).expand(y.shape[1:]).reshape(-1)
+        columns, rows = columns[:, seen], rows[:, seen]
+    return rows, Matrix(columns.mT.contiguous(), shape)
 
 
 def as_noise(noise: Noise | float) -> Noise:

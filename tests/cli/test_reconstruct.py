@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from unveil import registry
 from unveil.app.instruments import measure
 from unveil.app.scan import read_scan
+from unveil.errors import InputError
 from unveil.io.data import read_data
 from unveil.operators import (
     PET,
@@ -338,6 +339,7 @@ CT = "angles = 'angles.npy'\n"
         (CT + 'noise = "much"', "noise is a number"),
         (CT + "slices = 7", "a list of numbers below 2"),
         (CT + "white = -1.0", "white must be larger"),
+        (CT + 'data = "transmission"\ni0 = -5.0', "i0 is the intensity without an object"),
         (CT + "axes = 3", "axes is a text or a list of texts"),
         (CT + "slices = true", "a list of numbers below 2"),
         (CT + "noise = nan", "noise is a number"),
@@ -389,6 +391,16 @@ def test_k_space_in_another_order(unveil, tmp_path) -> None:
     assert np.array_equal(scan.arrays["y"].numpy(), data)
 
 
+def test_zero_frequency_in_the_corner_gives_a_note(tmp_path) -> None:
+    data, maps, _ = kspace()
+    np.save(tmp_path / "maps.npy", maps.numpy())
+    np.save(tmp_path / "scan.npy", data)
+    settings = config(tmp_path, "maps = 'maps.npy'\nnoise = 1e-6\ncalibration = 8")
+    assert not any("corners" in note for note in read_scan(tmp_path / "scan.npy", "mri", settings).notes)
+    np.save(tmp_path / "scan.npy", np.fft.ifftshift(data, (-2, -1)))
+    assert any("in its corners" in note for note in read_scan(tmp_path / "scan.npy", "mri", settings).notes)
+
+
 def test_spokes_that_do_not_fit(unveil, tmp_path) -> None:
     points = radial_trajectory(4, 16)
     np.savez(tmp_path / "scan.npz", kspace=np.ones((1, 1, 64), np.complex64), coils=np.ones((1, 3, 64), np.complex64))
@@ -421,6 +433,32 @@ def test_packages_that_are_missing(unveil, tmp_path, monkeypatch) -> None:
     assert "needs the package h5py: pip install 'unveil[files]'" in said
     said = refused(unveil, tmp_path, file, "ct", text + 'output = ".nii.gz"')
     assert "needs the package nibabel: pip install 'unveil[files]'" in said
+
+
+def estimated(path, instrument: str, settings) -> float:
+    """The standard deviation in the units of the data, of which a note tells."""
+    scan = read_scan(path, instrument, settings)
+    (note,) = [note for note in scan.notes if "the noise is estimated" in note]
+    return float(note.split("deviation of ")[1].split()[0])
+
+
+def test_noise_that_is_not_said_is_estimated_with_a_note(tmp_path) -> None:
+    file, text = ct_file(tmp_path)
+    assert 0.7 < estimated(file, "ct", config(tmp_path, text)) / (0.2 * 0.02) < 1.6
+    assert not any("estimated" in note for note in read_scan(file, "ct", config(tmp_path, text + "noise = 1")).notes)
+    points = radial_trajectory(30, N)
+    image = torch.stack([TRUTH[:1], 0 * TRUTH[:1]], 1)
+    np.save(tmp_path / "points.npy", points.numpy())
+    np.save(tmp_path / "spokes.npy", noisy(NonCartesianMRI(points, (N, N))(image), 0.1).numpy())
+    settings = config(tmp_path, 'trajectory = "points.npy"\nsize = [32, 32]\naxes = "coil slice sample"')
+    assert 0.8 < estimated(tmp_path / "spokes.npy", "mri", settings) / 0.1 < 1.3
+    y = FourierMagnitude((1, N, N), 2.0, 2)(20 * TRUTH[:1, None])
+    np.save(tmp_path / "d.npy", torch.fft.fftshift(noisy(y, 0.5), (-2, -1))[0, 0].clamp(min=0).numpy())
+    settings = config(tmp_path, "size = [32, 32]\nwhite = 20")
+    assert 0.5 < estimated(tmp_path / "d.npy", "diffraction", settings) / 0.5 < 1.5
+    np.save(tmp_path / "d.npy", np.zeros((64, 64), np.float32))
+    with pytest.raises(InputError, match="say noise = "):
+        read_scan(tmp_path / "d.npy", "diffraction", settings)
 
 
 def test_values_that_do_not_fit(unveil, tmp_path) -> None:
@@ -460,7 +498,7 @@ def test_angles_in_degrees_called_radians_give_a_note(tmp_path) -> None:
 
 def test_projectors_are_made_once_for_all_slices(tmp_path) -> None:
     file, text = ct_file(tmp_path)
-    scan = read_scan(file, "ct", config(tmp_path, text + "white = 0.02"))
+    scan = read_scan(file, "ct", config(tmp_path, text + "white = 0.02\nnoise = 0.004"))
     first, second = (measure(scan, k, 1).operator for k in (0, 1))
     assert first is second
     assert float(first.norm(torch.empty(1, 1, N, N))) == pytest.approx(1, rel=2e-3)

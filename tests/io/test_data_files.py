@@ -171,6 +171,9 @@ def test_raw_mosaics(tmp_path) -> None:
     assert form.facts["pattern"] == "gbrg"
     assert form.facts["white"] == 16383
     assert form.facts["ExposureTime"] == 0.01
+    assert form.suffix == ".tif"
+    write_data(tmp_path / "b.tif", x, form)
+    assert read_data(tmp_path / "b.tif")[1].facts["ExposureTime"] == 0.01
 
 
 # -- medicine and the sky ------------------------------------------------------------------------------------------
@@ -243,6 +246,9 @@ def test_dicom_series(tmp_path) -> None:
     single, one = read_data(tmp_path / "out" / "0002.dcm")
     assert torch.equal(single, y[1])
     assert one.spacing == (0.5, 0.4)
+    nibabel = pytest.importorskip("nibabel")
+    write_data(tmp_path / "out.nii.gz", x, form)
+    np.testing.assert_allclose(nibabel.load(tmp_path / "out.nii.gz").affine, form.affine)
     with pytest.raises(InputError, match="2 slices, and the headers of 4"):
         write_data(tmp_path / "out2", y[:2], form)
     with pytest.raises(InputError, match="headers of one"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import png
@@ -275,6 +276,27 @@ def test_colour_profile_is_kept(tmp_path, bits):
         assert "icc_profile" not in Image.open(tmp_path / name).info
     Image.new("CMYK", (5, 4)).save(tmp_path / "a.jpg", icc_profile=profile[:16] + b"CMYK" + profile[20:])
     assert read_image(tmp_path / "a.jpg")[1].profile is None
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_exposure_and_resolution_are_kept(tmp_path, bits):
+    exif = Image.Exif()
+    exif[0x0112], exif[271] = 6, "Leica"
+    exif[0x8769] = {33434: 0.01, 33437: 2.8, 34855: 400, 0xA002: 17}
+    Image.fromarray(pixels(3)).save(tmp_path / "a.jpg", exif=exif, dpi=(300, 150), quality=100)
+    x, form = read_image(tmp_path / "a.jpg")
+    assert x.shape == (3, 17, 13)
+    assert images.exposure(form) == pytest.approx({"ExposureTime": 0.01, "FNumber": 2.8, "ISOSpeedRatings": 400})
+    for name in ("a.png", "a.tif"):
+        write_image(tmp_path / name, x, replace(form, bits=bits))
+        y, again = read_image(tmp_path / name)
+        torch.testing.assert_close(y, x, rtol=0, atol=1e-6)  # it is not turned twice
+        assert again.dpi == pytest.approx((300, 150), rel=1e-4)
+        if bits == 8 or name == "a.png":
+            found = Image.open(tmp_path / name).getexif()
+            assert (found[271], found.get(0x0112, 1)) == ("Leica", 1)
+            assert 0xA002 not in found.get_ifd(0x8769)
+            assert images.exposure(again) == images.exposure(form)
 
 
 def test_values_are_clipped_and_rounded():

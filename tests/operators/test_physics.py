@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 
 import pytest
 import scipy.linalg
@@ -210,10 +211,14 @@ def test_coils() -> None:
         MultiCoilMRI(mask, None)
     with pytest.raises(InputError, match="of one size"):
         MultiCoilMRI(mask[:, :9], maps)
+    with pytest.raises(InputError, match=r"480 NaN .* outside the object"):
+        MultiCoilMRI(mask, maps / 0)
+    with pytest.raises(InputError, match=r"480 NaN .* outside the object"):
+        NonCartesianMRI(radial_trajectory(4, 8), (12, 10), maps / 0)
     with pytest.raises(InputError, match="only 0"):
         MultiCoilMRI(2 * mask, maps)
-    coupled = Problem.simulate(x.float(), operator, FullGaussian(0.01 * (torch.eye(4) + 0.5)))
-    torch.testing.assert_close(coupled.white.score(x.float()), coupled.score(x.float()))
+    coupled = Problem.simulate(x, operator, FullGaussian(0.01 * (torch.eye(4).double() + 0.5)))
+    torch.testing.assert_close(coupled.white.score(x), coupled.score(x))
 
 
 def test_maps_of_several_samples() -> None:
@@ -278,6 +283,15 @@ def test_points_in_other_units() -> None:
         NonCartesianMRI(points, (8, 8), backend="fast")
     with pytest.raises(InputError, match=r"\[m, 2\]"):
         NonCartesianMRI(points.T, (8, 8))
+    with pytest.raises(InputError, match=r"32 points .* are NaN"):
+        NonCartesianMRI(points / 0 * 0, (8, 8))
+
+
+def test_the_package_of_a_backend_is_named(monkeypatch) -> None:
+    for name, mend in (("finufft", "'unveil\\[mri\\]'"), ("torchkbnufft", "torchkbnufft")):
+        monkeypatch.setitem(sys.modules, name, None)
+        with pytest.raises(InputError, match=rf"pip install {mend}\)"):
+            NonCartesianMRI(radial_trajectory(4, 8), (8, 8), backend=name)(torch.zeros(1, 2, 8, 8))
 
 
 # -- phase retrieval -------------------------------------------------------------------------------------------------
@@ -301,6 +315,8 @@ def test_magnitudes() -> None:
     torch.testing.assert_close(Magnitude(Matrix(matrix, (1, 6, 5)))(x), (x.flatten(1).to(matrix) @ matrix.mT).abs())
     with pytest.raises(InputError, match="power"):
         FourierMagnitude((1, 6, 5), power=3)
+    with pytest.raises(InputError, match=r"the mask has shape .* one size"):
+        FourierMagnitude((1, 6, 5), mask=stop[:, :9])
 
 
 @pytest.mark.parametrize("kind", ["phase", "octanary", "binary"])

@@ -427,6 +427,16 @@ def test_broken_operator_fails(check: checks.Check, operator: Operator) -> None:
         checks.check_operator(operator)
 
 
+def test_an_adjoint_is_exact_to_a_millionth() -> None:
+    class Nearly(Identity):
+        def adjoint(self, y: Tensor) -> Tensor:
+            return y * (1 + 6e-6)
+
+    checks.check_adjoint(Identity((1,)))
+    with pytest.raises(AssertionError, match="at most 1e-06"):
+        checks.check_adjoint(Nearly((1,)))
+
+
 def test_check_needs_a_shape() -> None:
     with pytest.raises(InputError, match="shape of one signal"):
         checks.check_operator(Blur(SKEW))

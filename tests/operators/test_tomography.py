@@ -207,6 +207,9 @@ def test_kept_and_computed_anew_are_the_same() -> None:
 def test_angles_in_radians_are_noticed() -> None:
     with pytest.warns(UserWarning, match=r"between 0 and 3.12 .* radians, pass torch.rad2deg"):
         ParallelBeam(torch.deg2rad(views(180)), (8, 8))
+    for few in (torch.linspace(0, 2.7, 8), torch.linspace(0, 1.2, 60)):
+        with pytest.warns(UserWarning, match="are radians"):
+            FanBeam(few, (8, 8), source=20.0)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for angles in (views(180), views(5), views(20, 5.0, start=80.0), torch.zeros(1)):
@@ -223,12 +226,18 @@ def test_angles_in_radians_are_noticed() -> None:
         (lambda: ParallelBeam(views(3), (8,)), r"\(H, W\)"),
         (lambda: FanBeam(views(3), (8, 8), source=3.0), "corners reach 5.657"),
         (lambda: FanBeam(views(3), (8, 8), source=30.0, distance=-1), "distance"),
+        (lambda: ParallelBeam(views(5), (8, 8), offset=math.nan), "offset is a finite length"),
+        (lambda: FanBeam(views(3), (8, 8), source=math.inf), "finite lengths.* a ParallelBeam"),
+        (lambda: FanBeam(views(3), (8, 8), 9, source=30.0, distance=math.inf), "finite lengths"),
+        (lambda: ConeBeam(views(3), (3, 8, 8), (4, 4), source=30.0, distance=math.nan), "finite lengths"),
+        (lambda: ParallelBeam(views(3), (8, 8)).bind(offset=torch.tensor(math.nan)), "offset holds NaN"),
         (lambda: ConeBeam(views(3), (8, 8), (4, 4), source=30.0), r"\(D, H, W\)"),
         (lambda: ParallelBeam(views(3), (8, 8))(torch.zeros(1, 1, 8, 9)), r"signals \[C, 8, 8\]"),
         (lambda: ParallelBeam(views(3), (8, 8), 9).adjoint(torch.zeros(1, 1, 9, 3)), r"measures \[C, 3, 9\]"),
         (lambda: views(0), "count >= 1"),
         (lambda: PET(ParallelBeam(views(3), (8, 8), 9), -1), "fwhm"),
         (lambda: PET(ParallelBeam(views(3), (8, 8), 9), attenuation=-torch.ones(8, 8)), "attenuation"),
+        (lambda: PET(ParallelBeam(views(3), (8, 8), 9), attenuation=torch.ones(8, 9)), r"\(8, 9\), the image \(8, 8\)"),
         (lambda: PET(ParallelBeam(views(3), (8, 8), 9), efficiency=torch.ones(4)), "broadcast"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -54,6 +55,20 @@ def measure(scan: Scan, k: int, channels: int | None) -> Measured:
     return maker(scan, k, channels)
 
 
+def _noise(scan: Scan, estimate: Callable[[], float]) -> float:
+    """The standard deviation that the configuration says, else an estimate, and a warning that it is one."""
+    if "noise" in scan.table:
+        return float(scan.table["noise"])
+    sigma = estimate()
+    warnings.warn(
+        f"the noise is estimated from the data, a standard deviation of {sigma:.3g} in their units: likely too large "
+        "where there are fine details; if it is known, say noise = ... in the configuration",
+        UserWarning,
+        stacklevel=4,
+    )
+    return sigma
+
+
 def _measure_mri(scan: Scan, k: int, channels: int | None) -> Measured:
     arrays, y = scan.arrays, scan.arrays["y"][k : k + 1]
     maps = arrays["maps"][k] if "maps" in arrays else None
@@ -67,7 +82,8 @@ def _measure_mri(scan: Scan, k: int, channels: int | None) -> Measured:
             MRI(arrays["mask"], in_shape=(2, *y.shape[-2:])) if maps is None else MultiCoilMRI(arrays["mask"], maps)
         )
         phase = arrays["phase"][k]
-    sigma = float(scan.table["noise"]) if "noise" in scan.table else _outer(y, arrays.get("mask"))
+    far = _path_end(arrays["points"]) if "points" in arrays else _corners(arrays["mask"])
+    sigma = _noise(scan, lambda: _outer(y, far))
     white = float(scan.table.get("white", 0)) or _level(_bare(operator, y).abs())
     seen = operator if channels == 2 else operator @ Phased(phase)
     return Measured(y / white, seen, as_noise(sigma / white), 0.0, white, ("zero-filled", "tv"), channels == 2)
@@ -82,18 +98,28 @@ def _bare(operator: Any, y: Tensor) -> Tensor:
     return image
 
 
-def _outer(y: Tensor, mask: Tensor | None) -> float:
+def _outer(y: Tensor, far: Tensor) -> float:
     """The noise in each part of k-space, from the median magnitude far from the middle, where there is little else."""
-    if mask is None:
-        flat = y.abs().flatten()
-        return float(flat.sort().values[: max(1, len(flat) // 4)].max()) / 0.7585  # a quarter of Rayleigh's values
-    h, w = mask.shape
-    rows, columns = ((torch.arange(n) - n // 2) / (n / 2) for n in (h, w))
-    radius = torch.hypot(rows[:, None].expand(h, w), columns.expand(h, w)) * (mask > 0)
-    far = radius > radius.max() * 0.8
     values = y[0][:, far].abs().flatten()
     values = values[values > 0]
     return float(values.median()) / 1.17741 if len(values) else 0.0
+
+
+def _corners(mask: Tensor) -> Tensor:
+    """Where k-space [H, W] was measured far from its middle."""
+    h, w = mask.shape
+    rows, columns = ((torch.arange(n) - n // 2) / (n / 2) for n in (h, w))
+    radius = torch.hypot(rows[:, None].expand(h, w), columns.expand(h, w)) * (mask > 0)
+    found: Tensor = radius > radius.max() * 0.8
+    return found
+
+
+def _path_end(points: Tensor) -> Tensor:
+    """The points [m, 2] of the Fourier plane that are farthest from its middle, a twentieth."""
+    radius = torch.linalg.vector_norm(points, dim=1)
+    least = int(0.95 * (len(radius) - 1)) + 1  # quantile() takes sixteen million values at most
+    found: Tensor = radius >= radius.kthvalue(least).values
+    return found
 
 
 def _level(values: Tensor) -> float:
@@ -141,7 +167,7 @@ def _projector(scan: Scan, factor: float) -> ParallelBeam | FanBeam | ConeBeam:
 def _measure_ct(scan: Scan, k: int, channels: int | None) -> Measured:  # noqa: ARG001
     y, operator = scan.arrays["y"][k : k + 1, None], _beam(scan)
     shape = (1, *operator.size)
-    sigma = float(scan.table["noise"]) if "noise" in scan.table else float(estimate_sigma(y)[0])
+    sigma = _noise(scan, lambda: float(estimate_sigma(y)[0]))
     black = float(scan.table.get("black", 0))
     white = float(scan.table.get("white", 0)) or _level(operator.fbp(y, "hann"))
     if not white > black:
@@ -176,7 +202,7 @@ def _measure_mosaic(scan: Scan, k: int, channels: int | None) -> Measured:  # no
     white = float(scan.table.get("white", 1.0))
     operator = Mosaic(scan.table.get("pattern", scan.form.facts.get("pattern", "rggb")), (3, *y.shape[-2:]))
     cells = torch.nn.functional.pixel_unshuffle(y[:, :, : y.shape[2] // 2 * 2, : y.shape[3] // 2 * 2], 2)
-    sigma = float(scan.table["noise"]) if "noise" in scan.table else float(estimate_sigma(cells)[0])
+    sigma = _noise(scan, lambda: float(estimate_sigma(cells)[0]))
     return Measured(y / white, operator, as_noise(sigma / white), 0.0, white, ("interpolated",))
 
 
@@ -185,7 +211,7 @@ def _measure_interferometer(scan: Scan, k: int, channels: int | None) -> Measure
     height, width = table["size"]
     operator = Interferometer(scan.arrays["uv"], (height, width), float(table["pixel"]))
     operator.in_shape = (1, height, width)
-    sigma = float(table["noise"]) if "noise" in table else _outer(y, None)
+    sigma = _noise(scan, lambda: _outer(y, _path_end(scan.arrays["uv"])))
     x = operator.adjoint(y)
     again = operator(x)
     gain = float((y.conj() * again).real.sum() / again.abs().square().sum().clamp(min=1e-30))
@@ -204,7 +230,9 @@ def _measure_diffraction(scan: Scan, k: int, channels: int | None) -> Measured: 
             f"the field, {field[0]} x {field[1]}, is as many times the image, {h} x {w}, along rows as along columns: "
             "correct size, or crop the data"
         )
-    sigma = float(table["noise"]) if "noise" in table else 0.0
+    sigma = _noise(scan, lambda: float(estimate_sigma(y)[0]))
+    if sigma == 0 and "noise" not in table:
+        raise InputError("most values are alike, which tells nothing of the noise: say noise = ..., 0 for none")
     white = float(table.get("white", 0))
     if not white:
         white = _level(hybrid_input_output(Problem(y, operator, as_noise(sigma)), steps=100, restarts=1))

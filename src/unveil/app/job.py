@@ -216,13 +216,15 @@ def _cropped_alpha(form: ImageFormat, truth: Tensor) -> ImageFormat:
 
 
 def _plain_form(form: ImageFormat) -> dict[str, Any]:
-    profile = None if form.profile is None else form.profile.hex()
-    return {"channels": form.channels, "bits": form.bits, "suffix": form.suffix, "profile": profile}
+    profile, exif = (None if data is None else data.hex() for data in (form.profile, form.exif))
+    facts = {"channels": form.channels, "bits": form.bits, "suffix": form.suffix, "profile": profile}
+    return {**facts, "exif": exif, "dpi": form.dpi}
 
 
 def _form(table: dict[str, Any], alpha: Tensor | None) -> ImageFormat:
-    profile = None if table["profile"] is None else bytes.fromhex(table["profile"])
-    return ImageFormat(table["channels"], table["bits"], alpha, table["suffix"], profile)
+    profile, exif = (bytes.fromhex(table[key]) if table.get(key) else None for key in ("profile", "exif"))
+    dpi = (table["dpi"][0], table["dpi"][1]) if table.get("dpi") else None
+    return ImageFormat(table["channels"], table["bits"], alpha, table["suffix"], profile, exif=exif, dpi=dpi)
 
 
 def fingerprint(path: str | Path) -> dict[str, str]:

@@ -246,6 +246,11 @@ class _Reader:
             raise InputError(f"{self.path} holds nothing but zeros")
         if "mask" in self.table and bool(((mask > 0) & (seen == 0)).all(0).any()):
             self.notes.append("the mask calls columns measured that hold only zeros")
+        if _cornered(y):
+            self.notes.append(
+                "most of k-space's energy lies in its corners: zero frequency belongs in the middle; if images look "
+                "folded, shift the data's last two axes (numpy.fft.fftshift)"
+            )
         y = y * mask
         arrays = {"y": y, "mask": mask}
         maps = self._maps(y, (height, width))
@@ -303,6 +308,8 @@ class _Reader:
     def _ct(self, y: Tensor) -> dict[str, Tensor]:
         if self.table.get("data", "line-integrals") == "transmission":
             i0 = float(self.table.get("i0", float(y.max())))
+            if not i0 > 0:
+                raise InputError(f"i0 is the intensity without an object, > 0, got {i0:g}; left out, it is the largest")
             if float(y.min()) <= 0:
                 raise InputError(
                     f'{self.path}: transmitted intensities are > 0; say data = "line-integrals" for others'
@@ -378,6 +385,17 @@ class _Reader:
             raise InputError(f"uv has shape {tuple(uv.shape)}, the data {y.shape[-1]} visibilities: [m, 2]")
         self.size()
         return {"y": y[:, None], "uv": uv.double()}
+
+
+def _cornered(y: Tensor) -> bool:
+    """Whether k-space [..., H, W] has more in a block around its corners than in one of that size in the middle."""
+    power = y.abs().square().flatten(0, -3).sum(0)
+    h, w = power.shape
+
+    def middle(p: Tensor) -> float:
+        return float(p[h // 2 - h // 8 : h // 2 + h // 8 + 1, w // 2 - w // 8 : w // 2 + w // 8 + 1].sum())
+
+    return middle(torch.fft.fftshift(power)) > middle(power)
 
 
 def _phase(y: Tensor, maps: Tensor | None, width: float) -> Tensor:

@@ -100,9 +100,8 @@ class DataFormat:
     @property
     def suffix(self) -> str:
         """Of the file that a reconstruction of such data is written to."""
-        return {"nifti": ".nii.gz", "dicom": "", "hdf5": ".h5", "fits": ".fits", "mat": ".mat", "tiff": ".tif"}.get(
-            self.kind, ".npy"
-        )
+        same = {"nifti": ".nii.gz", "dicom": "", "hdf5": ".h5", "fits": ".fits", "mat": ".mat", "tiff": ".tif"}
+        return {**same, "raw": ".tif", "image": ".tif"}.get(self.kind, ".npy")
 
 
 def read_data(path: str | Path) -> tuple[Tensor, DataFormat]:
@@ -134,13 +133,23 @@ def write_data(path: str | Path, x: Tensor, form: DataFormat | None = None) -> P
     """
     path = Path(path)
     kind = kind_of(path)
-    form = form if form is not None and form.kind == kind else DataFormat(kind, spacing=form.spacing if form else ())
+    if form is None or form.kind != kind:
+        form = _of_another_kind(kind, form or DataFormat(kind))
     module = importlib.import_module(f".{MODULES[kind]}", __package__)
     writer: Callable[[Path, np.ndarray, DataFormat], object] | None = getattr(module, f"write_{kind}", None)
     if writer is None:
         raise InputError(f"cannot write {path}: choose .npy, .tif, .nii.gz, .h5, .fits or .mat")
     writer(path, x.detach().cpu().resolve_conj().numpy(), form)
     return path
+
+
+def _of_another_kind(kind: str, form: DataFormat) -> DataFormat:
+    """What means the same in another kind of file: places, and the exposure of cameras."""
+    from .plain import EXPOSURE
+
+    # DICOM has an ExposureTime too, in milliseconds
+    facts = form.facts if form.kind in ("raw", "image", "tiff") else {}
+    return DataFormat(kind, "float32", "", form.spacing, form.affine, {k: facts[k] for k in EXPOSURE if k in facts})
 
 
 def split(path: str | Path) -> tuple[Path, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import io
 import logging
+import struct
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -37,7 +38,12 @@ def read_png(path: Path) -> np.ndarray:
     return table.reshape(height, width, info["planes"])
 
 
-def write_png(pixels: np.ndarray, profile: bytes | None) -> bytes:
+def write_png(
+    pixels: np.ndarray,
+    profile: bytes | None,
+    exif: bytes | None = None,
+    dpi: tuple[float, float] | None = None,
+) -> bytes:
     """A 16-bit PNG of pixels [H, W, 1 to 4]."""
     import png
 
@@ -45,10 +51,17 @@ def write_png(pixels: np.ndarray, profile: bytes | None) -> bytes:
     writer = png.Writer(width, height, greyscale=planes < 3, alpha=planes in (2, 4), bitdepth=16)
     plain = io.BytesIO()
     writer.write(plain, pixels.reshape(height, width * planes))
-    if not profile:
+    more = []
+    if profile:
+        more.append((b"iCCP", b"profile\0\0" + zlib.compress(profile)))
+    if exif:
+        more.append((b"eXIf", exif.removeprefix(b"Exif\0\0")))
+    if dpi:
+        more.append((b"pHYs", struct.pack(">IIB", *(round(v / 0.0254) for v in dpi), 1)))
+    if not more:
         return plain.getvalue()
     chunks = list(png.Reader(bytes=plain.getvalue()).chunks())
-    chunks.insert(1, (b"iCCP", b"profile\0\0" + zlib.compress(profile)))
+    chunks[1:1] = more
     out = io.BytesIO()
     png.write_chunks(out, chunks)
     return out.getvalue()
@@ -92,12 +105,14 @@ def read_tiff(path: Path, check: Callable[[tuple[int, int]], None]) -> Decoded:
     return np.concatenate([colours, alpha], 2), orientation, profile
 
 
-def write_tiff(pixels: np.ndarray, profile: bytes | None) -> bytes:
+def write_tiff(pixels: np.ndarray, profile: bytes | None, dpi: tuple[float, float] | None = None) -> bytes:
     """A TIFF of pixels [H, W, 1 to 4] in their depth."""
     planes = pixels.shape[2]
     options: dict[str, Any] = {"photometric": "rgb" if planes > 2 else "minisblack", "iccprofile": profile}
     if planes > 1:
         options["planarconfig"] = "contig"
+    if dpi:
+        options |= {"resolution": dpi, "resolutionunit": 2}
     if planes in (2, 4):
         options["extrasamples"] = ["unassalpha"]
     out = io.BytesIO()

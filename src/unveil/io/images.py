@@ -33,6 +33,9 @@ ORIENTATION = 0x0112  # the EXIF tag
 TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the latter two: of more than 4 GB
 TIFF_BITS, TIFF_PHOTOMETRIC = 258, 262
 TIFFS = (".tif", ".tiff")
+EXIF_TAGS = (270, 271, 272, 305, 306, 315, 33432)  # description, maker, model, software, time, artist, copyright
+EXIF_IFD, GPS_IFD = 0x8769, 0x8825
+EXIF_LEFT_OUT = (0xA002, 0xA003, 0xA005)  # the size, which may change, and an offset
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,8 @@ class ImageFormat:
 
     ``channels`` is 1 or 3, ``bits`` 8 or 16, ``alpha`` [1, H, W] in [0, 1] or None, ``suffix`` that of the lossless
     file it is written to (".png", or ".tif" for what was a TIFF), ``profile`` its ICC colour profile; ``several`` says
-    that the file holds more pictures than this, its first.
+    that the file holds more pictures than this, its first. ``exif`` says who, when and how exposed, the picture being
+    turned as it is seen, ``dpi`` dots per inch along rows and columns, (x, y).
     """
 
     channels: int = 3
@@ -50,6 +54,8 @@ class ImageFormat:
     suffix: str = ".png"
     profile: bytes | None = None
     several: bool = False
+    exif: bytes | None = None
+    dpi: tuple[float, float] | None = None
 
     def words(self) -> str:
         """For example "16-bit grey with transparency"."""
@@ -67,14 +73,15 @@ def read_image(path: str | Path) -> tuple[Tensor, ImageFormat]:
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path} is a folder, not an image" if path.is_dir() else f"there is no file {path}")
-    pixels, orientation, profile, kind, several = _decode(path)
+    pixels, orientation, kind, facts = _decode(path)
     bits, full = 8 * pixels.itemsize, np.iinfo(pixels.dtype).max
     values = torch.from_numpy(pixels.astype(np.float32) / np.float32(full)).permute(2, 0, 1)
     values = _oriented(values, orientation).contiguous()
     colours = 1 if values.shape[0] < 3 else 3
     alpha = values[colours:].clone() if values.shape[0] > colours else None
     suffix = ".tif" if kind == "TIFF" else ".png"
-    return values[:colours].clone(), ImageFormat(colours, bits, alpha, suffix, _fitting(profile, colours), several)
+    facts["profile"] = _fitting(facts["profile"], colours)
+    return values[:colours].clone(), ImageFormat(colours, bits, alpha, suffix, **facts)
 
 
 def write_image(path: str | Path, image: Tensor, form: ImageFormat | None = None) -> Path:
@@ -99,14 +106,13 @@ def encode(image: Tensor, form: ImageFormat | None = None, kind: str = "PNG", qu
     profile = _fitting(form.profile, image.shape[0])
     pixels = scaled.astype(np.uint16 if form.bits == 16 else np.uint8)
     if form.bits == 16 and kind == "PNG":
-        return deep.write_png(pixels, profile)
+        return deep.write_png(pixels, profile, form.exif, form.dpi)
     if form.bits == 16 and kind == "TIFF" and pixels.shape[2] > 1:
-        return deep.write_tiff(pixels, profile)
+        return deep.write_tiff(pixels, profile, form.dpi)
     out = io.BytesIO()
     picture: Image.Image = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
     options: dict[str, Any] = {} if quality is None else {"quality": quality}
-    if profile:
-        options["icc_profile"] = profile
+    options |= {k: v for k, v in {"icc_profile": profile, "exif": form.exif, "dpi": form.dpi}.items() if v}
     picture.save(out, kind, **options)
     return out.getvalue()
 
@@ -130,8 +136,20 @@ def resized_alpha(form: ImageFormat, size: tuple[int, int]) -> ImageFormat:
 # -- decoding --------------------------------------------------------------------------------------------------------
 
 
-def _decode(path: Path) -> tuple[np.ndarray, int, bytes | None, str, bool]:
-    """Pixels [H, W, 1 to 4] of uint8 or uint16, EXIF orientation, ICC profile, file type, whether there are more."""
+def exposure(form: ImageFormat) -> dict[str, float]:
+    """How long, how wide and how sensitive, in seconds, f-number and ISO, as far as the EXIF data say it."""
+    from PIL.Image import Exif
+
+    from .plain import EXPOSURE
+
+    exif = Exif()
+    exif.load(form.exif or b"")
+    found = exif.get_ifd(EXIF_IFD)
+    return {name: float(found[code]) for name, code in EXPOSURE.items() if code in found}
+
+
+def _decode(path: Path) -> tuple[np.ndarray, int, str, dict[str, Any]]:
+    """Pixels [H, W, 1 to 4] of uint8 or uint16, EXIF orientation, file type, and more of what ImageFormat holds."""
     from PIL import Image, UnidentifiedImageError
 
     try:
@@ -148,18 +166,20 @@ def _decode(path: Path) -> tuple[np.ndarray, int, bytes | None, str, bool]:
                 picture = Image.open(path)
             except UnidentifiedImageError:
                 if head[:4] in TIFF_SIGNATURES and deep.has_tiff():
-                    return *deep.read_tiff(path, check), "TIFF", False
+                    pixels, orientation, profile = deep.read_tiff(path, check)
+                    return pixels, orientation, "TIFF", {"profile": profile}
                 raise
             with picture:
                 check(picture.size)
                 kind = str(picture.format)
                 if kind == "TIFF" and _is_deep(picture):
-                    return *deep.read_tiff(path, check), kind, _several(picture)
+                    pixels, orientation, profile = deep.read_tiff(path, check)
+                    return pixels, orientation, kind, {"profile": profile, **_facts(picture)}
                 is_deep = head.startswith(PNG_SIGNATURE) and head[24] == 16
                 pixels = deep.read_png(path) if is_deep else _pixels(path, picture)
                 # only now: Pillow turns a TIFF while it decodes, and says so by taking the tag away
                 orientation, profile = _orientation(picture), picture.info.get("icc_profile")
-                return pixels, orientation, profile, kind, _several(picture)
+                return pixels, orientation, kind, {"profile": profile, **_facts(picture)}
     except InputError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
@@ -179,6 +199,40 @@ def _several(picture: Image) -> bool:
         return picture.format != "MPO" and bool(getattr(picture, "is_animated", False))
     except Exception:  # what follows the first picture is damaged
         return True
+
+
+def _facts(picture: Image) -> dict[str, Any]:
+    """What belongs to a picture beside its pixels, for :class:`ImageFormat`; nothing where it is damaged."""
+    dpi = picture.info.get("dpi")
+    sound = isinstance(dpi, tuple) and len(dpi) == 2 and all(0 < float(v) < 1e6 for v in dpi)
+    return {
+        "several": _several(picture),
+        "exif": _exif(picture),
+        "dpi": (float(dpi[0]), float(dpi[1])) if dpi and sound else None,
+    }
+
+
+def _exif(picture: Image) -> bytes | None:
+    """The EXIF data without thumbnail and orientation, which the pixels have already; not the tags of a TIFF itself."""
+    from PIL.Image import Exif
+
+    try:
+        old, new = picture.getexif(), Exif()
+        for tag in EXIF_TAGS:
+            if tag in old:
+                new[tag] = old[tag]
+        for part in (EXIF_IFD, GPS_IFD):
+            inner = {k: v for k, v in old.get_ifd(part).items() if k not in EXIF_LEFT_OUT}
+            if inner:
+                new[part] = inner
+        if not len(new):
+            return None
+        new[ORIENTATION] = 1
+        data: bytes = new.tobytes()
+        Exif().load(data)
+        return data
+    except Exception:  # damaged EXIF data raise anything, and leave the pixels good
+        return None
 
 
 def _orientation(picture: Image) -> int:

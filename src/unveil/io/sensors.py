@@ -84,12 +84,13 @@ def _exposure(path: Path) -> dict[str, Any]:
 
 def read_image(path: Path, key: str) -> tuple[np.ndarray, DataFormat]:
     """A photograph [C, H, W] in [0, 1]."""
+    from .images import exposure as exposed
     from .images import read_image as read
 
     if key:
         raise InputError(f"{path} holds one picture, without a name: leave out :{key}")
     values, form = read(path)
-    return values.numpy(), DataFormat("image", f"uint{form.bits}")
+    return values.numpy(), DataFormat("image", f"uint{form.bits}", facts=exposed(form))
 
 
 def write_image(path: Path, array: np.ndarray, form: DataFormat) -> None:  # noqa: ARG001

@@ -68,8 +68,8 @@ class PoissonGaussian(Noise):
     of y; the variance of y is clean / gain + sigma_read^2 (Foi, Trimeche, Katkovnik, Egiazarian 2008, IEEE Trans.
     Image Process. 17, 1737). The density is the sum over counts k of Poisson times Gaussian densities, six spreads
     around the likeliest k; where their spread exceeds four counts, in steps of a quarter of it, which leaves an error
-    below 1e-6.
-    ``floor`` is that of :class:`Poisson`.
+    below 1e-6. Below ``floor``, in counts, the logarithm of the sum is continued by its tangent, as that of
+    :class:`Poisson`.
     """
 
     gain: float = 100.0
@@ -104,16 +104,19 @@ class PoissonGaussian(Noise):
         return clean.clamp(min=self.floor / self.gain) / self.gain + self.sigma_read**2
 
     def _density(self, y: Tensor, clean: Tensor) -> tuple[Tensor, Tensor]:
-        """log p(y | clean) of each entry, and E[k | y, clean]: float64, for sums of large terms that cancel."""
+        """log p(y | clean) of each entry, and E[k | y, clean] (of ``floor`` below it), float64: large terms cancel."""
         real(clean, "Poisson noise counts")
         z, mean, spread = self.gain * y.double(), self.gain * clean.double(), self.gain * self.sigma_read
-        log_mean = _log_mean(mean, self.floor)
+        bounded = mean.clamp(min=self.floor)
+        log_mean = bounded.log()
         centre, step = _likeliest(z, log_mean.detach(), spread)
         top = centre * log_mean - torch.lgamma(centre + 1) - 0.5 * ((z - centre) / spread) ** 2
         add = _every if spread <= FINE else _some
         total, first = add(z, log_mean, spread, centre, step)
         constant = math.log(self.gain / spread) - 0.5 * math.log(2 * math.pi)
-        return top + total.log() - mean.clamp(min=0) + constant, first / total
+        k = first / total
+        tangent = (mean - bounded) * k.detach() / self.floor
+        return top + total.log() - mean.clamp(min=0) + tangent + constant, k
 
 
 def _every(z: Tensor, log_mean: Tensor, spread: float, centre: Tensor, _: Tensor) -> tuple[Tensor, Tensor]:
@@ -125,7 +128,8 @@ def _every(z: Tensor, log_mean: Tensor, spread: float, centre: Tensor, _: Tensor
         # p(k) / p(k - 1) = mean / k exp((z - k + 1/2) / v)
         up = up * mean / (centre + j) * ((z - centre - j + 0.5) / v).exp()
         k = (centre - j).clamp(min=-1)
-        down = down * (k + 1) / mean * ((centre - z - j + 0.5) / v).exp()
+        # no count below zero, however large its ratio would be
+        down = down * (k + 1) / mean * torch.where(k >= 0, (centre - z - j + 0.5) / v, 0).exp()
         total, first = total + up + down, first + (centre + j) * up + k * down
     return total, first
 

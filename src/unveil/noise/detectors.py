@@ -256,8 +256,9 @@ def _density(t: Tensor) -> Tensor:
 
 
 def _hazard(t: Tensor) -> Tensor:
-    """phi(t) / Phi(t), far out as well."""
-    return torch.exp(_log_density(t) - log_ndtr(t))
+    """phi(t) / Phi(t), far out as well: float64, since the logarithms are large and nearly cancel."""
+    far = t.double()
+    return torch.exp(_log_density(far) - log_ndtr(far)).to(t.dtype)
 
 
 def _log_between(a: Tensor, b: Tensor) -> Tensor:

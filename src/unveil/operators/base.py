@@ -346,6 +346,12 @@ class Spectral(Linear):
         return torch.where(s > self.rtol * s.max(), s, 0)
 
 
+def broadcasts(shape: Shape, onto: Shape) -> bool:
+    """Whether a tensor of ``shape`` broadcasts to one of shape ``onto``."""
+    fits = all(m in (1, n) for m, n in zip(reversed(shape), reversed(onto), strict=False))
+    return fits and len(shape) <= len(onto)
+
+
 def reciprocal(s: Tensor) -> Tensor:
     """1 / s, and 0 where s is 0."""
     return torch.where(s > 0, 1 / torch.where(s > 0, s, 1), 0)
@@ -361,12 +367,15 @@ class Parametric(Operator):
     parameters: ClassVar[tuple[str, ...]] = ()
 
     def bind(self, **parameters: Tensor) -> Parametric:
-        """The operator with these parameters in place of its own. Raises :class:`InputError` for unknown names."""
-        for name in parameters:
+        """The operator with these parameters in place of its own. Raises :class:`InputError` for unknown names, and for
+        values that are not finite."""
+        for name, value in parameters.items():
             if name not in self.parameters:
                 raise InputError(
                     f"{type(self).__name__} has no parameter '{name}': it has {', '.join(self.parameters)}"
                 )
+            if not bool(torch.isfinite(value.detach()).all()):
+                raise InputError(f"{type(self).__name__}: {name} holds NaN or infinite values: was a step too long?")
         other = object.__new__(type(self))
         vars(other).update(self.__getstate__())
         vars(other).update(parameters)

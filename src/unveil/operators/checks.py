@@ -20,6 +20,9 @@ from ..errors import InputError
 from .base import Linear, Operator, Parametric, Shape, Spectral
 
 LIMIT = 1e-5
+ADJOINT = 1e-6
+"""Of the dot-product test, which no finite difference blurs."""
+
 Check = Callable[[Any, Shape | None], float]
 
 
@@ -222,7 +225,7 @@ def check_adjoint(operator: Linear, in_shape: Shape | None = None) -> float:
     scale = _norm(ax) * _norm(y) + _norm(x) * _norm(aty)
     error = float(((_dot(ax, y) - _dot(x, aty)).abs() / scale).max())
     error = max(error, _distance(operator.adjoint(2 * y - 3 * z), 2 * aty - 3 * operator.adjoint(z)))
-    return _bound(operator, "adjoint test <Ax, y> = <x, A'y>", error)
+    return _bound(operator, "adjoint test <Ax, y> = <x, A'y>", error, ADJOINT)
 
 
 # -- spectral operators -----------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..registry import register
-from .base import Linear, Operator, Parametric, Shape
+from .base import Linear, Operator, Parametric, Shape, broadcasts
 from .fourier import to_complex, to_real
 from .masks import equispaced_lines
 
@@ -44,8 +44,8 @@ class MultiCoilMRI(Parametric, Linear):
         if not bool(((mask == 0) | (mask == 1)).all()):
             raise InputError("an MRI mask holds only 0 (skipped) and 1 (measured)")
         shape = tuple(maps.shape)
-        fits = all(m in (1, n) for m, n in zip(reversed(mask.shape), reversed(shape), strict=False))
-        if not fits or mask.ndim > len(shape):
+        check_finite(maps)
+        if not broadcasts(tuple(mask.shape), shape):
             raise InputError(f"the mask has shape {tuple(mask.shape)}, the maps {shape}: they must be of one size")
         self.maps = maps
         self.measured: Tensor = mask
@@ -78,6 +78,13 @@ class MultiCoilMRI(Parametric, Linear):
         f = torch.fft.ifftshift(self.at_data(y), self._axes)
         z = torch.fft.fftshift(torch.fft.ifftn(f, dim=self._axes, norm="ortho"), self._axes)
         return to_real((z * self._sensitivities(y.real).conj()).sum(1))
+
+
+def check_finite(maps: Tensor) -> None:
+    """Raise :class:`InputError` for sensitivities that are NaN or infinite."""
+    bad = int((~torch.isfinite(maps.detach())).sum())
+    if bad:
+        raise InputError(f"the sensitivity maps hold {bad} NaN or infinite values: set them to zero outside the object")
 
 
 def birdcage_maps(coils: int, size: tuple[int, int], radius: float = 1.5) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..registry import register
-from .base import Operator, Shape, Spectral
+from .base import Operator, Shape, Spectral, broadcasts
 from .masks import radial_mask, random_lines
 
 
@@ -74,7 +74,7 @@ class Fourier(Spectral):
         if len(in_shape) != 1 + self.dims or (self.complex_signal and in_shape[0] != 2):
             raise InputError(f"{type(self).__name__} takes signals {what} of {self.dims} axes, got {tuple(in_shape)}")
         out, mask = self._out(in_shape), tuple(self.weights.shape)
-        if len(mask) > len(out) or any(m not in (1, n) for m, n in zip(reversed(mask), reversed(out), strict=False)):
+        if not broadcasts(mask, out):
             raise InputError(f"the mask has shape {mask}, the Fourier plane {out}: they must be of one size")
 
     def _out(self, in_shape: Shape) -> Shape:

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..errors import InputError
 from ..registry import register
 from .base import Linear, Operator, Parametric, Shape
-from .coils import birdcage_maps
+from .coils import birdcage_maps, check_finite
 from .fourier import to_complex, to_real
 from .masks import radial_trajectory
 from .rays import transposable
@@ -46,6 +46,9 @@ class NonuniformFourier(Linear):
         points = torch.as_tensor(points)
         if points.ndim != 2 or points.shape[1] != 2 or not points.is_floating_point() or len(points) == 0:
             raise InputError(f"points of the Fourier plane are [m, 2], in radians per pixel, got {tuple(points.shape)}")
+        bad = int((~torch.isfinite(points.detach())).any(1).sum())
+        if bad:
+            raise InputError(f"{bad} points of the Fourier plane are NaN or infinite: leave them and their data out")
         top = float(points.detach().abs().max())
         if not top <= math.pi * (1 + 1e-6):
             raise InputError(
@@ -119,8 +122,9 @@ class NonuniformFourier(Linear):
             suits = device.type == "cpu" if name == "finufft" else device.type != "cpu" or self.backend == name
             if suits and _package(name) is not None:
                 return name
+        mend = "'unveil[mri]'" if self.backend == "finufft" else self.backend
         raise InputError(
-            f"the backend '{self.backend}' needs the package of that name (pip install 'unveil[mri]')"
+            f"the backend '{self.backend}' needs the package of that name (pip install {mend})"
             + (", and runs on the CPU" if self.backend == "finufft" else "")
         )
 
@@ -191,6 +195,8 @@ class NonCartesianMRI(Parametric, NonuniformFourier):
         super().__init__(points, size, True, backend)
         if maps is not None and (not maps.is_complex() or tuple(maps.shape[1:]) != self.size):
             raise InputError(f"maps are complex [coils, {size[0]}, {size[1]}], got {maps.dtype} {tuple(maps.shape)}")
+        if maps is not None:
+            check_finite(maps)
         self.maps = torch.ones(1, *self.size, dtype=torch.complex64) if maps is None else maps
 
     @classmethod

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..registry import register
-from .base import Linear, Operator, Shape
+from .base import Linear, Operator, Shape, broadcasts
 from .matrix import Matrix
 
 
@@ -52,6 +52,10 @@ class Padded(Linear):
         self.field = field
         self.in_shape: Shape = tuple(in_shape)
         self.measured = None if mask is None else torch.as_tensor(mask).detach().float()
+        if self.measured is not None and not broadcasts(tuple(self.measured.shape), self.shape_out(self.in_shape)):
+            raise InputError(
+                f"the mask has shape {tuple(self.measured.shape)}, the field {field}: they must be of one size"
+            )
 
     def shape_out(self, in_shape: Shape) -> Shape:
         self.check(in_shape)

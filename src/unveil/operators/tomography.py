@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..registry import register
-from .base import Linear, Operator, Parametric, Shape
+from .base import Linear, Operator, Parametric, Shape, broadcasts
 from .blur import Blur
 from .kernels import gaussian_kernel
 from .rays import Rays
@@ -45,9 +45,10 @@ class Tomography(Parametric, Rays):
         angles = torch.as_tensor(angles)
         angles = angles if angles.is_floating_point() else angles.double()
         if angles.ndim != 1 or len(angles) == 0 or not bool(torch.isfinite(angles).all()):
-            raise InputError(f"angles are a list of degrees, one for each view, got shape {tuple(angles.shape)}")
-        top = float(angles.detach().abs().max())
-        if len(angles) > 8 and 1.5 < top <= 2 * math.pi + 1e-6:
+            raise InputError(
+                f"angles are a list of degrees, one finite number for each view, got shape {tuple(angles.shape)}"
+            )
+        if len(angles) >= 3 and float(angles.detach().abs().max()) <= 2 * math.pi + 1e-6:
             warnings.warn(
                 f"angles between {float(angles.min()):.3g} and {float(angles.max()):.3g} are taken as degrees; if they "
                 "are radians, pass torch.rad2deg(angles)",
@@ -58,6 +59,8 @@ class Tomography(Parametric, Rays):
         super().__init__(size, (len(angles), *detector), pixel, memory)
         self.angles, self.spacing = angles, float(spacing)
         self.offset = torch.as_tensor(offset, dtype=torch.float64 if isinstance(offset, int | float) else None)
+        if not bool(torch.isfinite(self.offset).all()):
+            raise InputError(f"the offset is a finite length, from the middle of the detector, got {offset}")
 
     @property
     def moving(self) -> bool:
@@ -152,6 +155,7 @@ class Divergent(Tomography):
     """Rays from a point source to a detector on the other side of the axis: a base class."""
 
     def _distances(self, source: float, distance: float) -> None:
+        _finite(source, distance)
         reach = math.hypot(*self.size[-2:]) / 2 * self.pixel
         if not source > reach:
             raise InputError(
@@ -203,6 +207,7 @@ class FanBeam(Divergent):
         memory: float = MEMORY,
     ) -> None:
         _lengths(spacing, pixel)
+        _finite(source, distance)
         reach = math.hypot(*size) / 2 * pixel
         half = math.asin(min(1.0, reach / source)) if source > 0 else 0.0
         wide = (half if curved else min(math.tan(half), 1e3)) * (source + distance)
@@ -317,12 +322,16 @@ class PET(Parametric, Linear):
             if value is not None and not bool(((value >= 0) & torch.isfinite(value)).all()):
                 raise InputError(f"{name} must be finite and >= 0")
         if attenuation is not None:
+            if not broadcasts(tuple(attenuation.shape), projector.size):
+                raise InputError(
+                    f"the attenuation has shape {tuple(attenuation.shape)}, the image {projector.size}: they must be "
+                    "of one size"
+                )
             channels = 1 if projector.in_shape is None else projector.in_shape[0]
             factors = torch.exp(-projector(attenuation.double().expand(1, channels, *projector.size))[0, 0])
         if efficiency is not None:
             shape = tuple(efficiency.shape)
-            fits = all(e in (1, n) for e, n in zip(reversed(shape), reversed(projector.detector), strict=False))
-            if not fits or len(shape) > len(projector.detector):
+            if not broadcasts(shape, projector.detector):
                 raise InputError(f"the efficiency {shape} does not broadcast to {projector.detector}: one per detector")
             factors = factors * efficiency
         self.factors = factors
@@ -362,6 +371,13 @@ def _lengths(spacing: float, pixel: float) -> None:
         raise InputError(f"detector pixels have a spacing > 0, got {spacing}")
     if not 0 < pixel < math.inf:
         raise InputError(f"a pixel has a side > 0, got {pixel}")
+
+
+def _finite(source: float, distance: float) -> None:
+    if not (math.isfinite(source) and math.isfinite(distance)):
+        raise InputError(
+            f"source and distance are finite lengths, got {source} and {distance}: a source far away is a ParallelBeam"
+        )
 
 
 def views(count: int, span: float = 180.0, start: float = 0.0) -> Tensor:

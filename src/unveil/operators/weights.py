@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..registry import register
-from .base import Linear, Operator, Shape
+from .base import Linear, Operator, Shape, broadcasts
 from .elementary import Diagonal, Identity, Inpainting
 from .fourier import Fourier
 from .matrix import Matrix
@@ -48,8 +48,7 @@ class Weights(Diagonal):
     def check(self, in_shape: Shape) -> None:
         super().check(in_shape)
         shape = tuple(self.weights.shape)
-        fits = all(w in (1, n) for w, n in zip(reversed(shape), reversed(in_shape), strict=False))
-        if not fits or len(shape) > len(in_shape):
+        if not broadcasts(shape, in_shape):
             raise InputError(f"the weights have shape {shape} and the signal {tuple(in_shape)}: give one per entry")
 
     def _like(self, x: Tensor) -> Tensor:

@@ -61,6 +61,16 @@ def decompose(covariance: Any, n: int) -> tuple[Tensor | None, Tensor]:
     return basis, variances
 
 
+def coloured(z: Tensor, basis: Tensor | None, variances: Tensor) -> Tensor:
+    """C^(1/2) z for rows of z [N, n], with the symmetric root of a covariance.
+
+    Eigenvectors have a sign, and those of equal eigenvalues a rotation, that differ between machines; this root has not.
+    """
+    if basis is None:
+        return z * variances.sqrt()
+    return (z @ basis * variances.sqrt()) @ basis.T
+
+
 def sigma_bounds(means: Tensor, variances: Tensor, centre: Tensor, value_range: Range) -> Range:
     """Noise levels from far below to far above everything a distribution of components [K, n] contains.
 

@@ -16,6 +16,7 @@ from .exact import (
     LOG_2PI,
     Range,
     affine,
+    coloured,
     condition,
     decompose,
     flat_rows,
@@ -187,8 +188,7 @@ class GaussianPrior(Prior):
     def sample(self, n: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
         """n independent draws [n, *shape]; draw k of a seed is the same for every n, dtype and device."""
         z = single(seed, n, purpose="prior").normal(torch.empty(n, self._mean.numel(), dtype=torch.float64))
-        z = z * self._variances.sqrt()
-        out = self._mean + (z if self._basis is None else z @ self._basis.T)
+        out = self._mean + coloured(z, self._basis, self._variances)
         return out.reshape(n, *self.shape).to(dtype).to(self.device)
 
     def posterior(self, problem: Any) -> GaussianPrior:

@@ -17,6 +17,7 @@ from .exact import (
     LOG_2PI,
     Range,
     affine,
+    coloured,
     condition,
     decompose,
     flat_rows,
@@ -274,10 +275,9 @@ class GaussianMixturePrior(Prior):
         rng = single(seed, n, purpose="prior")
         u = rng.uniform(torch.empty(n, dtype=torch.float64))
         k = torch.searchsorted(log_weights.exp().cumsum(0), u, right=True).clamp(max=len(means) - 1)
-        z = rng.normal(torch.empty(n, means.shape[1], dtype=torch.float64)) * variances.sqrt()[k]
-        if basis is not None:
-            for j in range(len(means)):
-                z[k == j] = z[k == j] @ basis[j].T
+        z = rng.normal(torch.empty(n, means.shape[1], dtype=torch.float64))
+        for j in range(len(means)):
+            z[k == j] = coloured(z[k == j], None if basis is None else basis[j], variances[j])
         return (means[k] + z).reshape(n, *self.shape).to(dtype).to(self.device)
 
     def posterior(self, problem: Any) -> GaussianMixturePrior:
