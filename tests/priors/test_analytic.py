@@ -514,3 +514,21 @@ def test_checks_fail_on_a_fault(broken: type[Wrapped], message: str) -> None:
     assert check_prior(Wrapped())
     with pytest.raises(AssertionError, match=message):
         check_prior(broken())
+
+
+def test_draws_do_not_depend_on_how_a_machine_decomposes_the_covariance() -> None:
+    """Signs of eigenvectors, and rotations among those of equal eigenvalues, are another library's choice."""
+    g = torch.Generator().manual_seed(3)
+    axes = torch.linalg.qr(torch.randn(N, N, generator=g, dtype=F64))[0]
+    variances = torch.tensor([0.5, 0.5, 0.5, 1.0, 2.0, 2.0], dtype=F64)
+    mean, covariance = torch.randn(N, generator=g, dtype=F64), (axes * variances) @ axes.T
+    turn = torch.block_diag(*(torch.linalg.qr(torch.randn(k, k, generator=g, dtype=F64))[0] for k in (3, 1, 2)))
+    assert (turn - torch.eye(N, dtype=F64)).abs().max() > 0.5
+    gaussian = GaussianPrior(mean, covariance)
+    other = gaussian._like(gaussian._mean, axes @ turn, variances)
+    assert (gaussian.sample(5, dtype=F64) - other.sample(5, dtype=F64)).abs().max() < 1e-12
+    mixture = GaussianMixturePrior([0.3, 0.7], torch.stack([mean, -mean]), torch.stack([covariance, covariance]))
+    log_weights, means, _, _ = mixture._components
+    before = mixture.sample(5, dtype=F64)
+    mixture._components = (log_weights, means, torch.stack([axes @ turn, axes]), variances.expand(2, -1))
+    assert (mixture.sample(5, dtype=F64) - before).abs().max() < 1e-12

@@ -64,7 +64,8 @@ def decompose(covariance: Any, n: int) -> tuple[Tensor | None, Tensor]:
 def coloured(z: Tensor, basis: Tensor | None, variances: Tensor) -> Tensor:
     """C^(1/2) z for rows of z [N, n], with the symmetric root of a covariance.
 
-    Eigenvectors have a sign, and those of equal eigenvalues a rotation, that differ between machines; this root has not.
+    Eigenvectors have a sign, and those of equal eigenvalues a rotation, that differ between machines: this root has
+    neither, and draws are the same everywhere.
     """
     if basis is None:
         return z * variances.sqrt()
