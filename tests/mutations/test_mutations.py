@@ -40,7 +40,9 @@ SAMPLES = 300
 # -- what the ruler demands, as in the tests of bars and cards, on less ----------------------------------------------
 
 CHECKS = {
-    "mmps": lambda: failures(at_the_floor(get_solver("mmps"), ["texture-blur-0.5"], 1.5, SAMPLES, steps=30)),
+    "mmps": lambda: failures(
+        at_the_floor(get_solver("mmps"), ["texture-blur-0.5", "iso-blur-0.05"], 1.5, SAMPLES, steps=30)
+    ),
     "pigdm": lambda: failures(
         at_the_floor(get_solver("pigdm"), ["iso-mask-0", "iso-mask-0.5"], 1.5, SAMPLES, steps=30)
     ),

@@ -111,8 +111,8 @@ def test_pigdm_on_operators_that_are_not_linear(operator):
     problem = unveil.Problem.simulate(truth, operator, 0)
     assert "pigdm" in unveil.list_solvers(fits=problem)
     assert torch.equal(problem.pinv(), operator.pinv(problem.y))
-    samples = unveil.solve(problem, prior, "pigdm", samples=8).samples
-    off = (operator(samples.flatten(0, 1)) - problem.y.repeat_interleave(8, 0)).abs()
+    samples = unveil.solve(problem, prior, "pigdm", samples=32).samples
+    off = (operator(samples.flatten(0, 1)) - problem.y.repeat_interleave(32, 0)).abs()
     assert float((off > 1e-6).float().mean()) < 0.1  # quantised: a value in ten, at the edge of its level
     wrong = (operator(prior.sample(32, 5)) - problem.y.repeat_interleave(8, 0)).abs()
     assert float((wrong > 1e-6).float().mean()) > 0.5

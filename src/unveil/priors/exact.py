@@ -62,14 +62,16 @@ def decompose(covariance: Any, n: int) -> tuple[Tensor | None, Tensor]:
 
 
 def coloured(z: Tensor, basis: Tensor | None, variances: Tensor) -> Tensor:
-    """C^(1/2) z for rows of z [N, n], with the symmetric root of a covariance.
+    """L z for rows of z [N, n], with a root L of the covariance: L L^T = C.
 
-    Eigenvectors have a sign, and those of equal eigenvalues a rotation, that differ between machines: this root has
-    neither, and draws are the same everywhere.
+    Eigenvectors of equal eigenvalues are any rotation of each other, another one on every machine; the symmetric root
+    does not know it, so that draws are the same everywhere.
     """
     if basis is None:
         return z * variances.sqrt()
-    return (z @ basis * variances.sqrt()) @ basis.T
+    positive = variances[variances > 0].sort().values
+    equal = bool((positive.diff() < 1e-9 * variances.max()).any())
+    return ((z @ basis if equal else z) * variances.sqrt()) @ basis.T
 
 
 def sigma_bounds(means: Tensor, variances: Tensor, centre: Tensor, value_range: Range) -> Range:

@@ -53,7 +53,8 @@ def read_checkpoint(path: str | Path) -> tuple[Resume, dict[str, Any]]:
     try:
         with safe_open(path, framework="pt") as f:
             header = json.loads((f.metadata() or {}).get("unveil-checkpoint", "{}"))
-            data = {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118
+            # in memory of their own: a product of matrices can differ in its last bit where a file has them unaligned
+            data = {k: f.get_tensor(k).clone() for k in f.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"{path} is truncated or not a checkpoint ({error}): start the run anew") from error
     if not header:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar
@@ -71,7 +71,12 @@ class MPGD(Solver):
         "steps": "20, 50 or 100",
         "rate": "0.79, 0.85 and 0.9 in 20, 50 and 100 steps",
         "eta": "0.5",
+        "autoencoder": "one of the diffusion's own data; none without",
+        "form": "ae or z",
+        "share": "0.0075 for ae, 0.01 for z",
+        "band": "t between 300 and 500",
     }
+    limits: ClassVar[Mapping[str, str]] = {"band": "[0, inf]"}
 
     rate: float = 0.85
     eta: float = 0.5
@@ -81,6 +86,7 @@ class MPGD(Solver):
     band: tuple[float, float] = (1.25, 3.4)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.form not in FORMS:
             raise InputError(f"mpgd has no form '{self.form}': {' or '.join(FORMS)}")
         if self.form == "z" and not self.autoencoder:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -90,6 +91,7 @@ class UnveilExact(Solver):
         ("steps", "prior_steps", "oversampling", "inner_steps", "renoisings", "langevins", "ess", "sigma_min", "rest"),
         "own",
     )
+    limits: ClassVar[Mapping[str, str]] = {"renoisings": "[0, inf)", "langevins": "[0, inf)"}
 
     prior_steps: int = 120
     oversampling: int = 16

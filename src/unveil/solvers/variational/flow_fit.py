@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -25,6 +26,7 @@ class FlowFit(Fitted):
     """A RealNVP for each measurement, fitted by the reverse divergence; a prior's log p(x) enters by its gradient."""
 
     gradient: ClassVar[bool] = True
+    limits: ClassVar[Mapping[str, str]] = {"couplings": "[0, inf)"}
 
     couplings: int = 4
     hidden: int = 32
