@@ -360,7 +360,14 @@ def test_ctrl_c_in_a_process_of_its_own(unveil, photo, tmp_path):
     save_prior(weights, UNet(**config), config=config, value_range=(-1, 1), shape=(3, None, None))
     words = ["--prior", str(weights), "--task", "inpaint", "--solver", "dps", "--steps", "250", "--threads", "1"]
     command = [sys.executable, "-m", "unveil.cli", "restore", str(photo), *words, "--out", str(out)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        preexec_fn=lambda: signal.signal(
+            signal.SIGINT, signal.SIG_DFL
+        ),  # which tests in the background inherit ignored
+    )
     while not (out / "measurement.png").exists():
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.02)
