@@ -255,6 +255,38 @@ def test_a_training_in_two_stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         train(card, stopped, data=tmp_path, say=data.quiet)
 
 
+def test_stages_nest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tables = {"network": {"channels": 1, **TINY}, "data": {"kind": "ellipses"}}
+    deepest = {"steps": 3, "seed": 7}
+    training = {**QUICK, "steps": 1, "seed": 5, "first": {"steps": 2, "seed": 6, "first": deepest}}
+    card, out = write(tmp_path / "three.toml", **tables, training=training), tmp_path / "three"
+    begun: list[tuple[int, int]] = []
+    step = _Worker.gradient_step
+
+    def stopping(self: _Worker) -> torch.Tensor:
+        begun.append((self.recipe.steps, self.recipe.seed))
+        if len(begun) in (5, 7):  # after one step of the second stage, and again
+            raise KeyboardInterrupt
+        return step(self)
+
+    monkeypatch.setattr(_Worker, "gradient_step", stopping)
+    for resume in (False, True):
+        with pytest.raises(KeyboardInterrupt):
+            train(card, out, data=tmp_path, resume=resume, say=data.quiet)
+    train(card, out, data=tmp_path, resume=True, say=data.quiet)
+    seeds = [seed for _, seed in begun]
+    assert seeds[:3] == [7] * 3  # once and for all
+    assert 7 not in seeds[3:]
+    assert seeds[-1] == 5
+    made = release_module.run_table(out, card)
+    assert (made["steps"], made["first"]["steps"], made["first"]["first"]["steps"]) == (1, 2, 3)
+    whole = tmp_path / "whole"
+    monkeypatch.setattr(_Worker, "gradient_step", step)
+    train(card, whole, data=tmp_path, say=data.quiet)
+    ends = [checkpoint.read_part(run / "step-1", "shared")["average"] for run in (out, whole)]
+    assert all(torch.equal(ends[0][k], v) for k, v in ends[1].items())
+
+
 def test_a_prior_of_the_zoo_goes_before_a_folder_of_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "phantoms" / "step-1").mkdir(parents=True)

@@ -91,16 +91,16 @@ class Recipe:
         return cls(**values)
 
 
-def first_stage(table: Mapping[str, Any]) -> Recipe | None:
-    """The recipe of a training's first stage: of the keys in `[training.first]`, others as in `[training]`.
+def first_stage(table: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The table of the stage before: of the keys in `[training.first]`, others as in `[training]`; None without one.
 
-    The training of such a card goes on from its weights. None for a card without.
+    The training of such a card goes on from its weights. It may have a `first` of its own.
     """
     if "first" not in table:
         return None
     if not isinstance(table["first"], Mapping):
         raise InputError(f"[training.first] is a table of keys and values, not {table['first']!r}.")
-    return Recipe.from_table({**table, **table["first"]})
+    return {**{k: v for k, v in table.items() if k != "first"}, **table["first"]}
 
 
 def read_card(path: Path) -> dict[str, Any]:

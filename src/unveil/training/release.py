@@ -50,8 +50,13 @@ def run_table(run: Path, card: Path) -> dict[str, Any]:
     table = {"command": f"unveil train {card.name} --out RUN", **_effort(run)}
     commit = _commit()
     table |= {"commit": commit} if commit else {}
-    first = {"first": _effort(run / "first")} if checkpoint.newest(run / "first") else {}
-    return {**table, "versions": versions, **first}
+    return {**table, "versions": versions, **_before(run)}
+
+
+def _before(run: Path) -> dict[str, Any]:
+    """The effort of the stage before, and of the one before that."""
+    first = run / "first"
+    return {"first": {**_effort(first), **_before(first)}} if checkpoint.newest(first) else {}
 
 
 def _effort(run: Path) -> dict[str, Any]:

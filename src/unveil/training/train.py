@@ -18,7 +18,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from datetime import timedelta
 from functools import partial
@@ -74,21 +74,32 @@ def train(
     Raises InputError for a bad card or folder or a full disk, CheckpointError for a checkpoint that does not fit.
     """
     tables = read_card(card)
-    table = tables.get("training", {})
-    recipe, first = Recipe.from_table(table), first_stage(table)
     stage = partial(_stage, card, tables, data=data, device=device, say=say)
-    if first is not None:
-        before = out / "first"
-        recipe = replace(recipe, start=str(before))
-        if checkpoint.newest(out) is None:
-            if not (resume and _finished(before, first)):
-                say(f"first stage, {first.steps} steps, in {before}")
-                stage(first, before, resume)
-            resume = False
-    last = stage(recipe, out, resume, steps)
+    last = _stages(tables.get("training", {}), out, resume, stage, say, steps)
     if dist.is_initialized():
         dist.destroy_process_group()
     return last
+
+
+def _stages(
+    table: Mapping[str, Any],
+    out: Path,
+    resume: bool,
+    stage: Callable[..., Path],
+    say: Callable[[str], None],
+    steps: int | None = None,
+) -> Path:
+    """A stage, after those that come first, each in the folder `first` of the next."""
+    recipe, first = Recipe.from_table(table), first_stage(table)
+    if first is not None:
+        before, planned = out / "first", Recipe.from_table(first)
+        recipe = replace(recipe, start=str(before))
+        if checkpoint.newest(out) is None:
+            if not (resume and _finished(before, planned)):
+                say(f"first stage, {planned.steps} steps, in {before}")
+                _stages(first, before, resume, stage, say)
+            resume = False
+    return stage(recipe, out, resume, steps)
 
 
 def _finished(run: Path, recipe: Recipe) -> bool:
