@@ -31,6 +31,9 @@ from unveil.solvers.moves import replaced
 OPTIONS = [
     ("ddpg", {"inject": False, "decay": False}),
     ("kadkhodaie-simoncelli", {"h0": 0.2, "beta": 0.5}),
+    ("score-ald", {"keep_level": True, "inner_steps": 2}),
+    ("snips", {"keep_level": True, "step_size": 1.0}),
+    ("smrd", {"keep_level": True, "repeats": 1}),
 ]
 
 
@@ -75,6 +78,20 @@ def test_score_sde_keeps_its_promises_with_noise():
     for case in cases():
         for check in (check_recipe, check_batch, check_range):
             assert check(solver, case) <= 1e-8
+
+
+# what a step of this length leaves, in variance: 1 / (1 - e / 2) with e = 1 / 2, 1 / 2 and 1.148
+@pytest.mark.parametrize(("name", "excess"), [("score-ald", 4 / 3), ("snips", 4 / 3), ("smrd", 1 / (1 - 0.574))])
+@pytest.mark.parametrize("keep_level", [False, True])
+def test_the_level_of_what_is_not_seen(name, excess, keep_level):
+    inner = {"repeats": 40, "tune": 0.0} if name == "smrd" else {"inner_steps": 40}
+    mask = (torch.arange(2000) < 200).double()
+    prior = GaussianPrior(torch.full((2000,), 0.5), 1e-8)  # the denoiser knows the signal
+    problem = unveil.Problem(torch.full((1, 2000), 0.5).double() * mask, Inpainting(mask), unveil.Gaussian(1e-3))
+    solver = unveil.get_solver(name, keep_level=keep_level, **inner)
+    state = next(iter(unveil.stream(problem, prior, solver, schedule=Schedule((0.3, 0.2, 0.0)))))
+    unseen = ((state.x - 0.5)[:, mask == 0] / 0.3).square().mean()
+    assert float(unseen) == pytest.approx(1.0 if keep_level else excess, rel=0.1)
 
 
 # -- the medical form -------------------------------------------------------------------------------------------------
