@@ -226,15 +226,15 @@ class REDDiff(Solver):
         ys = torch.stack([y, y + shift, y, y + shift], 1).flatten(0, 1)
         lam = aux["log_lam"].exp()
         lams = torch.stack([lam, lam, RATIO * lam, RATIO * lam], 1).flatten()
-        moments = {k: aux[k].flatten(0, 1) for k in ("m", "v") if k in aux}
+        moments: dict[str, Tensor] = {k: aux[k].flatten(0, 1) for k in ("m", "v") if k in aux}
         mu, denoised, moments = self._descend(rows, ys, lams, moments, i, run, copies=4)
-        here, moved, there, there_moved = run.problem.operator(mu).unflatten(0, (-1, 4)).unbind(1)
+        here, moved, there, there_moved = _fours(run.problem.operator(mu)).unbind(1)
         rise = sure(there, there_moved, y, shift) - sure(here, moved, y, shift)
         rate = self.lam_lr * (1 - i / len(run.schedule))
         slope = rise / (math.log(RATIO) * run.problem.sigma_y**2)
         log_lam, lam_m, lam_v = adam_update(aux["log_lam"], slope, aux["lam_m"], aux["lam_v"], i + 1, rate)
-        mu = mu.unflatten(0, (-1, 4))
-        moments = {k: v.unflatten(0, (-1, 4)) for k, v in moments.items()}
+        mu = _fours(mu)
+        moments = {k: _fours(v) for k, v in moments.items()}
         apart = mu[:, 1:] - mu[:, :1]
         return state.next(mu[:, 0], denoised[::4], **moments, log_lam=log_lam, lam_m=lam_m, lam_v=lam_v, apart=apart)
 
@@ -257,6 +257,11 @@ def sure(fit: Tensor, moved: Tensor, y: Tensor, shift: Tensor) -> Tensor:
         return (a.conj() * b).real.flatten(1).sum(1) if a.is_complex() else (a * b).flatten(1).sum(1)
 
     return (squared_norm(y - fit) + (2 / STEP**2) * dot(shift, moved - fit)) / y[0].numel()
+
+
+def _fours(x: Tensor) -> Tensor:
+    """[4 N, ...] as [N, 4, ...]."""
+    return x.reshape(-1, 4, *x.shape[1:])
 
 
 @lru_cache(maxsize=32)
