@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from unveil import Gaussian, Poisson, Problem, get_solver, solve
-from unveil.bench.bars import at_the_floor, draw, failures, masked_blur, reproduces
+from unveil.bench.bars import at_the_floor, draw, failures, improving, masked_blur, reproduces
 from unveil.bench.families import get_problem
 from unveil.operators import Identity
 from unveil.operators.base import Operator
@@ -19,6 +19,18 @@ from unveil.priors.base import Prior
 def test_daps_is_near_the_floor_on_blurs(options):
     problems = ["iso-blur-0.05", "texture-blur-0.05"]
     assert not failures(at_the_floor(get_solver("daps", **options), problems, 1.5, samples=200))
+
+
+# -- pnp-dm: exact in the limit ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("problem", ["texture-mask-0.05", "iso-blur-0.05"])
+def test_more_steps_of_pnp_dm_come_closer_to_the_floor(problem):
+    assert not failures(improving(get_solver("pnp-dm"), problem, (8, 20, 60)))
+
+
+def test_too_few_do_not_reach_it():
+    assert failures(improving(get_solver("pnp-dm"), "texture-mask-0.05", (4, 8)))
 
 
 # -- projections -------------------------------------------------------------------------------------------------------

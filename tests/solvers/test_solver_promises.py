@@ -55,6 +55,8 @@ VARIANTS = [
     ("projdiff", {"lr": 0.5}),
     ("red-diff", {"optimizer": "sgd", "lr": 0.01, "order": "ascending", "weighting": "square"}),
     ("red-diff", {"data": "relative"}),
+    ("red-diff", {"lam_lr": 0.05, "sigma_x0": 0.01}),
+    ("red-diff", {"lam_lr": 0.05, "data": "likelihood", "optimizer": "sgd", "lr": 1e-3}),
     ("resample", {"every": 2, "inner_steps": 5, "optimizer": "adam"}),
     ("rsld", {"rho": 0.0, "decay": False}),
     ("sitcom", {"inner_steps": 3, "lam": 0.5}),

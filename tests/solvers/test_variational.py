@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
 import unveil
-from unveil.operators import Blur, Identity, Inpainting, Matrix, gaussian_kernel
+from unveil.operators import MRI, Blur, Identity, Inpainting, Matrix, gaussian_kernel
 from unveil.priors import GaussianPrior
 from unveil.rng import single
-from unveil.schedules import Schedule
+from unveil.schedules import Schedule, ddpm_sigmas
 from unveil.solvers.base import Run
+from unveil.solvers.variational import red_diff
 from unveil.solvers.variational.flair import calibration, curvature
 from unveil.solvers.variational.rsld import repulsion
 
@@ -154,3 +156,77 @@ def test_red_diff_for_mri_weighs_data_by_their_energy():
     relative = unveil.solve(problem, prior, unveil.get_solver("red-diff", data="relative"), steps=50).samples
     mean = unveil.solve(problem, prior, unveil.get_solver("red-diff", lam=lam), steps=50).samples
     torch.testing.assert_close(relative, mean, rtol=0, atol=1e-6)
+
+
+def learned(v=0.25, sigma_y=0.5, steps=300):
+    """red-diff with SURE on N(0, v I), A = I, from a tenth and from ten times the best lam: what it makes of it.
+
+    At rest mu = g y with g = 1 / (1 + lam kappa sigma_y^2), whose squared error is (1 - g)^2 v + g^2 sigma_y^2: least
+    at lam = 1 / (kappa v); and SURE of y itself is least at g = 1 - n sigma_y^2 / |y|^2 (James and Stein).
+    Returns the lam found and that of SURE, both over the best one, and the squared error over the least.
+    """
+    fine = torch.linspace(0, 999, steps).tolist()
+    levels = [math.exp(float(np.interp(t, np.arange(1000), np.log(ddpm_sigmas())))) for t in reversed(fine)]
+    kappa = sum(s * s / (v + s * s) for s in levels) / steps
+    best = 1 / (kappa * v)
+    prior = GaussianPrior(torch.zeros(1024), v, value_range=RANGE)
+    problem = unveil.Problem.simulate(prior.sample(3, 0, torch.float64), Identity(), sigma_y, 1, RANGE)
+    g = 1 - 1024 * sigma_y**2 / problem.y.square().sum(1)
+    lam = []
+    for start in (0.1 * best, 10 * best):
+        solver = unveil.get_solver(
+            "red-diff", data="likelihood", optimizer="sgd", order="random", lr=0.02, lam=start, lam_lr=0.05
+        )
+        *_, last = unveil.stream(problem, prior, solver, schedule=Schedule((*levels, 0.0)))
+        lam.append(last.aux["log_lam"].exp())
+    found = torch.stack(lam)
+    gain = 1 / (1 + found * kappa * sigma_y**2)
+    error = (1 - gain) ** 2 * v + gain**2 * sigma_y**2
+    return found / best, (1 / g - 1) / (kappa * sigma_y**2) / best, error * (1 / v + 1 / sigma_y**2)
+
+
+def learned_well():
+    found, stein, error = learned()
+    near = (found / stein - 1).abs().max() < 0.1
+    return bool(near and (found.log().abs() < 0.25).all() and (error < 1.02).all())
+
+
+def test_red_diff_learns_the_best_weight_of_a_gaussian():
+    assert learned_well(), learned()
+
+
+@pytest.mark.parametrize("factor", [0.0, 0.5, 2.0])
+def test_it_does_not_with_another_divergence(monkeypatch, factor):
+    whole = red_diff.sure
+
+    def broken(fit, moved, y, shift):
+        return whole(fit, fit + factor * (moved - fit), y, shift)
+
+    monkeypatch.setattr(red_diff, "sure", broken)
+    assert not learned_well(), learned()
+
+
+def test_sure_is_the_error_of_the_fit_on_average():
+    operator = MRI((draws(6, 8) > 0).double())
+    x = draws(1, 2, 6, 8, seed=1).expand(4000, -1, -1, -1)
+    problem = unveil.Problem.simulate(x, operator, 0.7, 2, RANGE)
+    solver = unveil.get_solver("red-diff", lam_lr=0.1)
+    run = Run(problem, GaussianPrior(torch.zeros(2, 6, 8), 1.0), Schedule((1.0, 0.0)), single(3, 4000))
+    shift = solver._shift(run)
+    constant = 0.7**2 * problem.m / problem.y[0].numel()
+    for g in (0.3, 0.9):
+        error = (g * problem.y - operator(x)).abs().square().flatten(1).mean(1)
+        estimate = red_diff.sure(g * problem.y, g * (problem.y + shift), problem.y, shift) - constant
+        scatter = float((estimate - error).std()) / 4000**0.5
+        assert abs(float((estimate - error).mean())) < 4 * scatter
+        assert scatter < 0.02 * float(error.mean())
+
+
+def test_a_learned_weight_needs_noise_and_a_start():
+    problem, _ = isotropic()
+    solver = unveil.get_solver("red-diff", lam_lr=0.05)
+    assert solver.unfit(problem) is None
+    bare = unveil.Problem(problem.y, Identity(), 0.0, value_range=RANGE)
+    assert solver.unfit(bare) == "to learn lam (lam_lr > 0) it needs Gaussian noise with sigma_y > 0"
+    with pytest.raises(unveil.InputError, match="start from a finite lam > 0, got 0"):
+        unveil.get_solver("red-diff", lam=0.0, lam_lr=0.05)

@@ -49,7 +49,7 @@ MEASURED: dict[str, Any] = {"boundary": "reflect", "scale": 4, "kind": "bicubic"
 STEPS = {
     "bird": 60,
     "ccdf": 20,
-    "daps": 20,
+    "daps": 60,
     "dcdp": 8,
     "ddnm": 50,
     "ddpg": 60,
@@ -69,7 +69,7 @@ STEPS = {
     "ilvr": 60,
     "kadkhodaie-simoncelli": 60,
     "mcgdiff": 30,
-    "mmps": 30,
+    "mmps": 60,
     "pigdm": 60,
     "pmc": 100,
     "pnp-dm": 12,
@@ -108,20 +108,24 @@ SETTINGS: dict[tuple[str, str], dict[str, Any]] = {
     ("dps", ""): {"zeta": 3.0},  # the authors' 0.3 is for 1000 steps, each as long as one of 100
     ("lgd-mc", ""): {"zeta": 3.0},  # the same
     ("dmap", ""): {"zeta": 1.0},  # the same, of 0.1
-    ("daps", ""): {"inner": "exact", "ode_steps": 3, "spread": 0.3},
+    ("daps", ""): {"inner": "exact", "spread": 0.5, "sigma_start": 2.0},
     ("ddrm", ""): {"eta": 0.85},
     ("ddnm", ""): {"eta": 0.85},
-    ("mmps", ""): {"iterations": 5},
+    ("mmps", ""): {"iterations": 1},
     ("pigdm", ""): {"weight": "added", "order": 1},
+    ("pmc", ""): {"weight": 1.0, "step_size": 1.0, "anneal": 0.8},
+    ("pmc", "superres"): {"sigma_end": 0.05},
+    ("pmc", "denoise"): {"weight": 0.0, "step_size": 0.5, "anneal": 0.9},
     ("pnp-dm", ""): {"inner_steps": 6},
     ("projdiff", "deblur"): {"lr": 0.2},
     ("projdiff", "superres"): {"lr": 0.5},
     ("repaint", ""): {"jump_length": 5, "repeats": 3},
     ("resample", ""): {"every": 2},
     ("resample", "inpaint"): {"every": 1},
-    ("score-ald", ""): {"step_size": 0.5, "sigma_start": 1.5, "sigma_end": 0.06},
+    ("score-ald", ""): {"sigma_start": 1.5, "sigma_end": 0.06, "keep_level": True},
     ("sitcom", ""): {"inner_steps": 6, "lr": 0.05},
-    ("snips", ""): {"step_size": 0.3, "sigma_start": 1.5, "sigma_end": 0.06},
+    ("smrd", ""): {"keep_level": True},
+    ("snips", ""): {"step_size": 1.0, "sigma_start": 1.5, "sigma_end": 0.06, "keep_level": True},
     ("red-diff", "inpaint"): {"lr": 0.1, "lam": 0.5},
     ("red-diff", "deblur"): {"lr": 0.1, "lam": 0.1},
 }
@@ -130,6 +134,7 @@ SETTINGS: dict[tuple[str, str], dict[str, Any]] = {
 Chosen by PSNR on the central 128 x 128 pixels of the four photographs that ship, with the prior ``photos``;
 those of bird, dcdp, dmplug, projdiff, resample and sitcom on 96 x 96 pixels of the first, for three of the tasks.
 lgd-mc and dmap have ten times their own zeta, as dps has; tried on 64 x 64 pixels of the third, for four tasks.
+daps, mmps, pmc, score-ald, snips and smrd were tried on 32 x 32 pixels of the mountain.
 """
 
 

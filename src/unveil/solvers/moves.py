@@ -7,6 +7,7 @@ of DDRM, DDNM and DDS, a much larger injection of noise.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from itertools import pairwise
 
 import torch
@@ -170,14 +171,18 @@ def log_levels(prior: Prior, steps: int, start: float, end: float) -> Schedule:
     return log_linear(steps, low, max(min(start * scale, high), 2 * low))
 
 
-def replaced(x: Tensor, sigma: float, run: Run, weight: float = 1.0) -> Tensor:
+def replaced(
+    x: Tensor, sigma: float, run: Run, weight: float = 1.0, back: Callable[[Tensor], Tensor] | None = None
+) -> Tensor:
     """x at level sigma with what A sees of it replaced by the data at that level: x + A^+ (y + sigma A z - A x).
 
     Song et al. 2021 (arXiv 2011.13456), appendix I.2, for any linear A. ``weight`` < 1 goes part of the way.
-    Noise in y is taken for signal; at sigma = 0 the result of all the way reproduces y.
+    Noise in y is taken for signal; at sigma = 0 the result of all the way reproduces y. ``back`` is another right
+    inverse of A in place of A^+.
     """
     there = x.sub(run.rng.normal(x), alpha=sigma) if sigma > 0 else x
-    return x + weight * run.problem.gain(run.problem.residual(there), math.inf)
+    r = run.problem.residual(there)
+    return x + weight * (run.problem.gain(r, math.inf) if back is None else back(r))
 
 
 def squared_operator_norm(run: Run) -> Tensor:

