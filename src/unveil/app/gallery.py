@@ -111,7 +111,9 @@ def _task(task: str, means: dict[str, Row], rows: Sequence[Row], image: str, fol
 def detail(task: str, means: dict[str, Row]) -> Table:
     """All numbers of the methods on a task."""
     its = columns(task)
-    rows = [[r["name"], *(shown(r[key], form) or NOT_KEPT.get(key, "") for key, _, form in its)] for r in means.values()]
+    rows = [
+        [r["name"], *(shown(r[key], form) or NOT_KEPT.get(key, "") for key, _, form in its)] for r in means.values()
+    ]
     best = set()
     for c, (key, _, _) in enumerate(its[:4], 1):
         have = {k: r[key] for k, r in enumerate(means.values()) if r[key] is not None}

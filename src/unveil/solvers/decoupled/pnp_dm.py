@@ -8,7 +8,6 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from ...errors import InputError
 from ...operators.base import Linear
 from ...priors.base import Prior
 from ...problem import Problem
@@ -84,11 +83,6 @@ class PnPDM(Solver):
     order: int = 2
     chain_steps: int = 100
     step_size: float = 0.2
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.order not in (1, 2):
-            raise InputError(f"pnp-dm takes steps of order 1 or 2, got {self.order}")
 
     def unfit(self, problem: Problem) -> str | None:
         if exact(problem) or problem.noise.sigma != 0:

@@ -7,7 +7,6 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from ...errors import InputError
 from ...numerics.cg import cg
 from ...registry import register
 from ..base import Run, Solver, State
@@ -48,11 +47,6 @@ class MMPS(Solver):
     iterations: int = 10
     eta: float = 1.0
     order: int = 2
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.order not in (1, 2):
-            raise InputError(f"{self.name} takes steps of order 1 or 2, got {self.order}")
 
     def step(self, state: State, run: Run) -> State:
         sigma, sigma_next = run.schedule.pair(state.i)

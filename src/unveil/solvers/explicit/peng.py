@@ -87,12 +87,9 @@ class Peng(Solver):
         for value, known, what in (
             (self.guidance, GUIDANCE, "guidance"),
             (self.covariance, COVARIANCES, "covariance"),
-            (self.order, (1, 2), "order"),
         ):
             if value not in known:
                 raise InputError(f"{self.name} has no {what} {value!r}: one of {', '.join(map(str, known))}")
-        if self.probes < 1:
-            raise InputError(f"{self.name} needs probes >= 1, got {self.probes}")
 
     def step(self, state: State, run: Run) -> State:
         sigma, sigma_next = run.schedule.pair(state.i)

@@ -70,8 +70,6 @@ class PiGDM(Solver):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.order not in (1, 2):
-            raise InputError(f"{self.name} takes steps of order 1 or 2, got {self.order}")
         if self.weight not in WEIGHTS:
             raise InputError(f"{self.name} has no weight '{self.weight}': one of {', '.join(WEIGHTS)}")
 

@@ -64,7 +64,11 @@ class DCPS(ParticleSolver):
         "langevin": "5",
         "gamma": "0.001",
     }
-    limits: ClassVar[Mapping[str, str]] = {"gradient_steps": "[0, inf)", "langevin": "[0, inf)"}
+    limits: ClassVar[Mapping[str, str]] = {
+        **ParticleSolver.limits,
+        "gradient_steps": "[0, inf)",
+        "langevin": "[0, inf)",
+    }
 
     weights: bool = True
     blocks: int = 3

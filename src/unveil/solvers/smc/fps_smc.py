@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -55,6 +56,7 @@ class FPSSMC(ParticleSolver):
         "path": "True",
         "c_rate": "0.95 in the code",
     }
+    limits: ClassVar[Mapping[str, str]] = {**ParticleSolver.limits, "c_rate": "[0, 1]"}
 
     data_variance: float = 1.0
     path: bool = False

@@ -80,8 +80,6 @@ class RSLD(Solver):
         super().__post_init__()
         if self.weighting not in WEIGHTINGS:
             raise InputError(f"rsld has no weighting '{self.weighting}': one of {', '.join(WEIGHTINGS)}")
-        if self.rho < 0:
-            raise InputError(f"rsld needs rho >= 0, got {self.rho:g}")
 
     def schedule(self, prior: Prior, steps: int) -> Schedule:
         return vp_schedule(prior, steps)
