@@ -47,6 +47,9 @@ class FreeDoM(Solver):
         "travel_from": "26 (t = 800)",
         "travel_to": "3.4 (t = 500)",
     }
+    why: ClassVar[dict[str, str]] = {
+        "rate": "a measurement says much more than a text, and asks for more",
+    }
 
     rate: float = 1.0
     repeats: int = 1

@@ -59,6 +59,12 @@ class ScoreALD(Solver):
         "sigma_end": "0.013 (0.0066 for [0, 1])",
         "balance": "5 in the code",
     }
+    why: ClassVar[dict[str, str]] = {
+        "steps": "about theirs",
+        "step_size": "half way to instability; 1.15 is the same on the ruler",
+        "inner_steps": "a third of the levels with 3 steps each comes no nearer on the ruler",
+        "balance": "a gradient scaled to the score's length is not that of a likelihood any more",
+    }
 
     step_size: float = 1.0
     inner_steps: int = 1

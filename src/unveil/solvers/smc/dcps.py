@@ -69,6 +69,11 @@ class DCPS(ParticleSolver):
         "gradient_steps": "[0, inf)",
         "langevin": "[0, inf)",
     }
+    why: ClassVar[dict[str, str]] = {
+        "steps": "a third of the cost, as steps are of second order",
+        "weights": "the weighted form is asymptotically exact, which the published one is not",
+        "lr": "None is half of the natural gradient, and the published 1.5 without weights",
+    }
 
     weights: bool = True
     blocks: int = 3

@@ -67,6 +67,9 @@ class DPG(Solver):
         "momentum": "0.1",
     }
     limits: ClassVar[Mapping[str, str]] = {"draws": "[2, inf)"}
+    why: ClassVar[dict[str, str]] = {
+        "draws": "a fifth of the evaluations of the operator",
+    }
 
     guidance: float = 0.5
     draws: int = 100

@@ -61,6 +61,9 @@ class EnKG(Solver):
         "factor": "4",
     }
     limits: ClassVar[Mapping[str, str]] = {"unguided": "[0, 0.5]"}
+    why: ClassVar[dict[str, str]] = {
+        "factor": "half of the evaluations of the prior",
+    }
 
     guidance: float = 2.0
     final: float = 1.0

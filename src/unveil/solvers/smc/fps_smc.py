@@ -57,6 +57,10 @@ class FPSSMC(ParticleSolver):
         "c_rate": "0.95 in the code",
     }
     limits: ClassVar[Mapping[str, str]] = {**ParticleSolver.limits, "c_rate": "[0, 1]"}
+    why: ClassVar[dict[str, str]] = {
+        "steps": "a tenth of the cost, as steps are of second order",
+        "path": "its limit is a filter's; without it the limit is the posterior",
+    }
 
     data_variance: float = 1.0
     path: bool = False

@@ -23,6 +23,7 @@ from ...problem import Problem
 from ...schedules import Schedule
 from ..base import Run, Solver, State
 from ..moves import ancestral, midway
+from ..paper import SECOND_ORDER
 
 Twist = Callable[[Problem, Tensor], tuple[Tensor, Tensor]]
 """From a problem and clean estimates x0 [N, ...] to the logarithm of the twist [N] and its gradient in x0 [N, ...]."""
@@ -83,6 +84,11 @@ class ParticleSolver(Solver):
     coupled: ClassVar[bool] = True
     particles: ClassVar[int] = 2
     limits: ClassVar[Mapping[str, str]] = {"threshold": "[0, 1]"}
+    why: ClassVar[dict[str, str]] = {
+        "resampling": "a particle's copies are its share, rounded up or down",
+        "threshold": "resampled only where weights have become uneven, particles lose fewer ancestors",
+        "order": SECOND_ORDER,
+    }
 
     resampling: str = "systematic"
     threshold: float = 0.5

@@ -48,6 +48,10 @@ class SCG(Solver):
     rewards: ClassVar[bool] = True
     paper: ClassVar[dict[str, str]] = {"steps": "1000", "candidates": "16", "unguided": "0.25 (from t = 750)"}
     limits: ClassVar[Mapping[str, str]] = {"unguided": "[0, 1]"}
+    why: ClassVar[dict[str, str]] = {
+        "steps": "a tenth of the cost",
+        "candidates": "half of the cost",
+    }
 
     candidates: int = 8
     unguided: float = 0.25

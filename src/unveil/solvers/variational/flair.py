@@ -93,6 +93,9 @@ class FLAIR(Solver):
         "restarts": "True",
     }
     limits: ClassVar[Mapping[str, str]] = {"t_min": "(0, 1)"}
+    why: ClassVar[dict[str, str]] = {
+        "t_min": "theirs leaves what is finer to the decoder of latents, and pixels have none",
+    }
 
     weight: float = 0.5
     t_min: float = 0.02

@@ -67,6 +67,10 @@ class RSLD(Solver):
         "decay": "False",
         "betas": "(0.9, 0.99)",
     }
+    why: ClassVar[dict[str, str]] = {
+        "steps": "200 leave samples up to eight times as far off on the ruler",
+        "decay": "at a constant rate Adam's last steps leave noise of about that size in directions without data",
+    }
 
     lam: float = 0.1
     weighting: str = "linear"

@@ -73,6 +73,10 @@ class SMRD(Solver):
         "cg_steps": "5",
     }
     limits: ClassVar[Mapping[str, str]] = {"lam": "(0, inf)", "step_size": "(0, 2)"}
+    why: ClassVar[dict[str, str]] = {
+        "steps": "a quarter of the cost",
+        "early_stop": "a sample that is left at a level keeps noise of that size",
+    }
 
     lam: float = 2.0
     lam_lr: float = 0.2
