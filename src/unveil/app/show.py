@@ -116,10 +116,11 @@ def _show_solver(solver: Solver, console: Console) -> None:
         table.add_row(*map(escape, row))
     console.print()
     console.print(table)
-    for k, (option, reason) in enumerate(departures(solver).items()):
-        if k == 0:
-            console.print("\n[bold]why these are not the paper's[/bold]")
-        console.print(f"  {option}: {reason}", markup=False, highlight=False, soft_wrap=True)
+    reasons = departures(solver)
+    if reasons:
+        console.print("\n[bold]why these are not the paper's[/bold]")
+    for name, reason in reasons.items():
+        console.print(f"  {name}: {reason}", markup=False, highlight=False, soft_wrap=True)
     card = load_card(solver.name)
     if card is None:
         console.print(f"\nno card yet: unveil bench exact --solver {solver.name}", highlight=False)
