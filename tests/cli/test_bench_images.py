@@ -197,6 +197,15 @@ def test_tables_without_noise_show_how_far_the_worst_pixel_is_from_the_data():
     assert "y - A x" not in noisy
 
 
+def test_cells_that_few_solvers_have_done_are_not_compared_in():
+    rows = [_row(method, "mountain", 30.0) for method in ("ddrm", "dps", "ddnm", "daps", "classic")]
+    half = [_row(method, "dahlia", 30.0) for method in ("ddrm", "dps")]
+    few = [_row(method, "pagoda", 30.0) for method in ("ddrm", "classic", "total variation")]
+    few.append(_row("dps", "pagoda", 30.0, status="DIVERGED"))
+    assert images.compared(rows + half + few) == rows + half
+    assert images.compared([]) == []
+
+
 def test_unknown_photographs(tmp_path):
     with pytest.raises(UnknownName):
         truth("nowhere", 32)

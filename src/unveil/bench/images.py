@@ -411,6 +411,20 @@ def newest(rows: Iterable[Row]) -> list[Row]:
     return list(found.values())
 
 
+def compared(rows: Sequence[Row]) -> list[Row]:
+    """The rows of the cells (a task and a photograph) that at least half as many solvers have done as that of the most.
+
+    Places and medians among a few solvers do not say what they do among all.
+    """
+    solvers: dict[tuple[str, str, int], set[str]] = {}
+    for row in rows:
+        if row["status"] == "DONE" and row["method"] not in CLASSICAL:
+            solvers.setdefault((row["task"], row["image"], row["size"]), set()).add(row["method"])
+    most = max(map(len, solvers.values()), default=0)
+    full = {cell for cell, its in solvers.items() if 2 * len(its) >= most}
+    return [row for row in rows if (row["task"], row["image"], row["size"]) in full]
+
+
 # -- summaries -------------------------------------------------------------------------------------------------------
 
 COLUMNS = (
