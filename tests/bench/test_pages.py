@@ -23,7 +23,11 @@ def test_the_pages_are_current():
 def test_the_pages_have_the_papers_values_beside_the_defaults():
     text = pages()["ddrm.md"]
     assert "| option | default | paper |\n|---|---|---|\n| `steps` | `50` | 20 |\n" in text
-    assert "| `eta` | `None` | 0.85 |\n| `eta_b` | `1.0` | 1 |\n\nCard" in text
+    assert "| `eta` | `None` | 0.85 |\n" in text
+    assert "| `eta_b` | `1.0` | 1 |\n\nWhy these are not the paper's:\n\n- `steps`: the ancestral" in text
+    assert "\n- `eta`: 0.85 leaves 85 %" in text
+    assert "`eta_b`: " not in text
+    assert "Why these" not in pages()["dps.md"]  # which has the paper's numbers
 
 
 def test_the_table_of_the_readme_is_current():

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from unveil.app import suite
-from unveil.app.gallery import gallery, margins, markdown, overview, text_page
+from unveil.app.gallery import detail, gallery, margins, markdown, overview, text_page
 from unveil.bench import images
 from unveil.bench.images import Cell, averages, margin, read, run, truth
 from unveil.errors import InputError, UnknownName
@@ -68,6 +68,14 @@ def test_the_numbers_are_right(tmp_path):
     )
     assert right["chi2"] > 0.3
     assert wrong["chi2"] < 0.3 * right["chi2"]
+    # without noise a projection ends on the data, and the largest residual is that of the worst pixel and sample
+    [exact] = run(tmp_path / "rows.jsonl", [Cell("random-exact", "mountain", 32, samples=2, **options)])
+    assert exact["largest"] < 1e-4
+    pictures = torch.zeros(2, 3, 32, 32)
+    pictures[1, 2, 3, 4] = -0.5
+    problem = images.problem_of("denoise", "mountain", 32)
+    found = images.scores(pictures, truth("mountain", 32), problem)
+    assert found["largest"] == float((pictures - problem.y).abs().max()) > 0.9
 
 
 def test_an_interrupted_run_keeps_its_rows(tmp_path):
@@ -171,6 +179,31 @@ def test_the_table_compares_what_is_comparable(tmp_path):
     assert "## Means" not in text_page([r for r in rows if r["method"] != "daps"], "sheet.jpg")
     assert "| Wiener filter | 29.00 |" in text
     assert text.endswith("## Not done\n\n- snips on denoise of dahlia: not finite\n")
+
+
+def test_tables_without_noise_show_how_far_the_worst_pixel_is_from_the_data():
+    rows = [
+        _row("ddnm", image, 30.0, task="random-exact", largest=largest) for image, largest in (("a", 2e-7), ("b", 6e-5))
+    ]
+    rows += [_row("daps", "a", 30.0, task="random-exact"), _row("daps", "b", 30.0, task="random-exact", largest=0.2)]
+    text = markdown(detail("random-exact", averages(rows, "random-exact")))
+    assert "| max \\|y - A x\\| |" in text
+    assert "chi-square" not in text
+    assert "| 6e-05 |" in text
+    assert "| - |" in text  # the row of a was measured before that was kept
+    assert "0.2" not in text
+    noisy = markdown(detail("denoise", averages([_row("ddnm", "a", 30.0)], "denoise")))
+    assert "chi-square" in noisy
+    assert "y - A x" not in noisy
+
+
+def test_cells_that_few_solvers_have_done_are_not_compared_in():
+    rows = [_row(method, "mountain", 30.0) for method in ("ddrm", "dps", "ddnm", "daps", "classic")]
+    half = [_row(method, "dahlia", 30.0) for method in ("ddrm", "dps")]
+    few = [_row(method, "pagoda", 30.0) for method in ("ddrm", "classic", "total variation")]
+    few.append(_row("dps", "pagoda", 30.0, status="DIVERGED"))
+    assert images.compared(rows + half + few) == rows + half
+    assert images.compared([]) == []
 
 
 def test_unknown_photographs(tmp_path):

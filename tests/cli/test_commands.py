@@ -52,9 +52,12 @@ def test_show_prints_the_papers_values_beside_the_defaults(unveil, monkeypatch):
     rows = [line.split() for line in out.splitlines()]
     assert ["name", "default", "paper", "type", "tuned", "within"] in rows
     assert ["eta_b", "1.0", "1", "float", "0:1"] in rows
+    assert "why these are not the paper's\n  steps: the ancestral step" in out
+    assert "\n  eta: 0.85 leaves 85 % of the standard deviation" in out
     monkeypatch.setattr(type(package.get_solver("ddrm")), "paper", {})
     out = unveil("show", "ddrm")[1]
     assert "50 by default\n" in out
+    assert "why these" not in out
     assert ["eta_b", "1.0", "float", "0:1"] in [line.split() for line in out.splitlines()]
 
 

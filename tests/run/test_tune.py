@@ -23,9 +23,10 @@ from unveil.run import solve
 from unveil.schedules import Schedule
 from unveil.solvers import get_solver
 from unveil.solvers.base import Solver
+from unveil.solvers.limits import interval
 from unveil.tuning import Range, read_tuned
 from unveil.tuning.objectives import GSURE, Discrepancy, Images
-from unveil.tuning.ranges import TUNABLE, ranges_of
+from unveil.tuning.ranges import TUNABLE, WHOLE, ranges_of
 
 V, SIGMA, N = 0.04, 0.15, 400
 MIDDLE = torch.full((N,), 0.5)
@@ -288,6 +289,27 @@ def test_every_solver_takes_its_declared_ranges():
             value = getattr(solver, option)
             assert value is None or value in span
             assert span.low < span.high
+
+
+def test_what_an_option_takes_is_said_once(monkeypatch):
+    for name in names("solver"):
+        solver = get_solver(name)
+        for option, declared in TUNABLE.get(name, {}).items():
+            low, high = interval(solver, option)
+            assert declared != (low, high), f"{name} {option}: WHOLE"
+            if isinstance(declared, tuple):
+                assert low <= declared[0] < declared[1] <= high, (name, option)
+
+    @dataclass(frozen=True)
+    class Mine(Solver):
+        name: ClassVar[str] = "mine"
+        limits: ClassVar[dict[str, str]] = {"share": "[0, 0.5]", "rate": "[0.02, 3]"}
+        share: float | None = None
+        rate: float = 0.4
+
+    assert ranges_of(Mine()) == {"rate": Range(0.04, 3.0, log=True)}  # ten times 0.4, and no more than it takes
+    monkeypatch.setitem(TUNABLE, "mine", {"share": WHOLE, "rate": 30.0})
+    assert ranges_of(Mine()) == {"share": Range(0.0, 0.5), "rate": Range(0.02, 3.0, log=True)}
 
 
 def test_ranges_in_words():

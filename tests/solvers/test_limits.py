@@ -64,6 +64,15 @@ def test_wrong_types_and_absurd_values_are_refused(name):
         ("dcdp", "purify_steps", 0),
         ("snips", "step_size", 5),
         ("red-diff", "lr", -1),
+        ("mmps", "order", 3),
+        ("tds", "threshold", 1.5),
+        ("dcps", "threshold", 1.5),
+        ("fps", "c_rate", 1.5),
+        ("fps-smc", "threshold", 1.5),
+        ("score-sde", "weight", 2.0),
+        ("smrd", "step_size", 2.0),
+        ("flair", "t_min", 1.0),
+        ("sitcom", "inner_steps", 1),
     ],
 )
 def test_values_that_broke_a_run_or_spoiled_it(name, option, value):

@@ -7,10 +7,17 @@ import torch
 
 import unveil
 from unveil.operators import Inpainting
-from unveil.solvers.variational import FITTED
 
-SHORT = {"dpps": {"candidates": 3}, "dmap": {"ascents": 1}, "snips": {"step_size": 0.5}}
-NAMES = [*unveil.list_solvers("explicit"), *(n for n in unveil.list_solvers("variational") if n not in FITTED)]
+SHORT = {
+    "dpps": {"candidates": 3},
+    "dmap": {"ascents": 1},
+    "snips": {"step_size": 0.5},
+    "aps": {"batch": 4, "measurements": 2, "prior_steps": 2, "hidden": 2, "couplings": 1},
+    "davi": {"batch": 4, "measurements": 2, "prior_steps": 2, "hidden": 2},
+    "score-prior": {"batch": 4, "ode_steps": 2, "hidden": 2, "couplings": 2},
+    "score-prior-surrogate": {"batch": 4, "hidden": 2, "couplings": 2},
+}
+NAMES = [*unveil.list_solvers("explicit"), *unveil.list_solvers("variational")]
 
 
 @pytest.mark.parametrize("shape", [(6,), (2, 3, 4, 5)])

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import pytest
 
 import unveil
+from unveil.solvers.base import Solver
 from unveil.solvers.checks import CHECKS, cases, check_form, check_solver
+from unveil.solvers.paper import departures, is_among
 
 # the chains and sweeps that a method makes in a step, shortened: the promises do not depend on their number
 SHORT = {
@@ -96,6 +101,63 @@ def test_every_solver_says_what_the_paper_has_for_each_option(name):
     assert "paper" in vars(type(solver)), "inherited: another paper's"
     assert set(solver.paper) == {"steps", *solver.options()}
     assert all(text and "|" not in text for text in solver.paper.values()), "an empty cell, or two, of the page's table"
+
+
+@pytest.mark.parametrize("name", unveil.list_solvers())
+def test_every_default_that_is_not_the_papers_has_a_reason(name):
+    solver = unveil.get_solver(name)
+    found = departures(solver)
+    assert all(found.values()), "no reason for " + ", ".join(o for o, reason in found.items() if not reason)
+    stale = set(vars(type(solver)).get("why", {})) - set(found)
+    assert not stale, "a reason for what is the paper's own"
+
+
+@pytest.mark.parametrize(
+    ("value", "text", "same"),
+    [
+        (20, "20, 50 or 100", True),
+        (100, "20, 50 or 100", True),
+        (30, "20, 50 or 100", False),
+        (0.2, "0.1 for deblurring, 0.1 to 0.25 for super-resolution, 1 for inpainting", True),
+        (0.3, "0.1 for deblurring, 0.1 to 0.25 for super-resolution, 1 for inpainting", False),
+        (1.0, "0.25 (1 in mixed units)", False),
+        (1e-4, "1e-4 for phase retrieval, 1e-3 for coded diffraction", True),
+        (12.0, "0.1 for inpainting and 12-fold super-resolution", False),
+        (2.0, "2 (1 for [0, 1])", True),
+        (float("inf"), "inf", True),
+        (30, "until the error is 1e-4, 1000 at most", False),
+        (None, "0.85", False),
+        ("pnp", "red and pnp", True),
+        ("descent", "adam", False),
+        (True, "True; False for noise 0.01", True),
+        (False, "True", False),
+        (2, "Heun's", False),
+        ((0.9, 0.99), "(0.9, 0.99)", True),
+        ((0.9, 0.99), "(0.9, 0.999)", False),
+    ],
+)
+def test_values_in_what_is_said_of_a_paper(value, text, same):
+    assert is_among(value, text) == same
+
+
+def test_reasons_are_inherited_and_unknown_numbers_need_none():
+    @dataclass(frozen=True)
+    class Base(Solver):
+        why: ClassVar[dict[str, str]] = {"lam": "it is base"}
+
+    @dataclass(frozen=True)
+    class Mine(Base):
+        paper: ClassVar[dict[str, str]] = {"steps": "100", "lam": "2", "lr": "1", "mu": "own", "nu": "not at hand"}
+        why: ClassVar[dict[str, str]] = {"steps": "-"}
+        lam: float = 1.0
+        lr: float = 0.5
+        mu: float = 0.5
+        nu: float = 0.5
+
+    assert departures(Mine()) == {"lam": "it is base", "lr": ""}
+    assert departures(Mine(lam=2.0)) == {"lam": "it is base", "lr": ""}  # of defaults
+    with pytest.raises(AssertionError, match="does not say why the default of lr is none of the paper's"):
+        check_form(Mine())
 
 
 @pytest.mark.parametrize("name", [n for n in unveil.list_solvers() if "noiseless" in unveil.get_solver(n).needs])

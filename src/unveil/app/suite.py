@@ -119,7 +119,7 @@ def report(console: Console, rows: Sequence[Row]) -> None:
     console.print(_screen(overview(means, "psnr")))
     for task, its in means.items():
         console.print(f"\n{TASKS[task].title}", highlight=False)
-        console.print(_screen(detail(its)))
+        console.print(_screen(detail(task, its)))
         console.print(margins(its), highlight=False, soft_wrap=True)
 
 

@@ -11,6 +11,8 @@ perceptual
     Distance of a sample to the original, averaged, under the name in ``distance``: see :mod:`unveil.perceptual`.
 chi2, residual
     Chi-square per degree of freedom of the data at a sample (None without noise), and the root mean square of y - A x.
+largest
+    The largest |y - A x| of any sample.
 diversity
     Root mean square, over pixels, of the standard deviation of the samples (white is 1).
 nfe, vjps
@@ -313,6 +315,7 @@ def scores(pictures: Tensor, x: Tensor, problem: Problem) -> Row:
         "psnr_mean": float(psnr(pictures.mean(0, keepdim=True).clamp(0, 1), x[None])[0]),
         "ssim": float(ssim(shown, ref).mean()),
         "residual": float(rms.mean()),
+        "largest": float(residual.abs().max()),
         "chi2": float((rms / problem.sigma_y).square().mean()) if problem.sigma_y else None,
         "diversity": float(pictures.double().std(0).square().mean().sqrt()) if len(pictures) > 1 else None,
     }
@@ -408,27 +411,51 @@ def newest(rows: Iterable[Row]) -> list[Row]:
     return list(found.values())
 
 
+def compared(rows: Sequence[Row]) -> list[Row]:
+    """The rows of the cells (a task and a photograph) that at least half as many solvers have done as that of the most.
+
+    Places and medians among a few solvers do not say what they do among all.
+    """
+    solvers: dict[tuple[str, str, int], set[str]] = {}
+    for row in rows:
+        if row["status"] == "DONE" and row["method"] not in CLASSICAL:
+            solvers.setdefault((row["task"], row["image"], row["size"]), set()).add(row["method"])
+    most = max(map(len, solvers.values()), default=0)
+    full = {cell for cell, its in solvers.items() if 2 * len(its) >= most}
+    return [row for row in rows if (row["task"], row["image"], row["size"]) in full]
+
+
 # -- summaries -------------------------------------------------------------------------------------------------------
 
 COLUMNS = (
-    ("psnr", "PSNR (dB)", 2),
-    ("ssim", "SSIM", 3),
-    ("perceptual", "perceptual", 3),
-    ("psnr_mean", "of the mean", 2),
-    ("chi2", "chi-square / dof", 2),
-    ("diversity", "diversity", 3),
-    ("nfe", "NFE", 0),
-    ("vjps", "vjps", 0),
-    ("cpu", "CPU s", 1),
-    ("peak", "MiB", 0),
+    ("psnr", "PSNR (dB)", ".2f"),
+    ("ssim", "SSIM", ".3f"),
+    ("perceptual", "perceptual", ".3f"),
+    ("psnr_mean", "of the mean", ".2f"),
+    ("chi2", "chi-square / dof", ".2f"),
+    ("diversity", "diversity", ".3f"),
+    ("nfe", "NFE", ".0f"),
+    ("vjps", "vjps", ".0f"),
+    ("cpu", "CPU s", ".1f"),
+    ("peak", "MiB", ".0f"),
 )
-"""Numbers of a row that a table shows, with their headings and decimals."""
+"""Numbers of a row that a table shows, with their headings and formats."""
+LARGEST = ("largest", "max |y - A x|", ".0e")
+"""What stands in the place of chi-square where there is no noise."""
 LARGER = ("psnr", "psnr_mean", "ssim")
 """Those of which more is better."""
 
 
+def columns(task: str) -> list[tuple[str, str, str]]:
+    """The columns of a task's table."""
+    return [LARGEST if column[0] == "chi2" and not TASKS[task].noise else column for column in COLUMNS]
+
+
 def averages(rows: Sequence[Row], task: str) -> dict[str, Row]:
-    """Of every method that is done with all photographs of a task that any is: the means of its numbers."""
+    """Of every method that is done with all photographs of a task that any is: the means of its numbers.
+
+    Of ``largest`` the largest, and none where a row, from before it was kept, has none.
+    """
     mine = [r for r in rows if r["task"] == task and r["status"] == "DONE" and not r["label"]]
     images = {r["image"] for r in mine}
     out: dict[str, Row] = {}
@@ -437,9 +464,11 @@ def averages(rows: Sequence[Row], task: str) -> dict[str, Row]:
         if {r["image"] for r in its} != images:
             continue
         means: Row = {"name": its[0].get("name", method)}
-        for key, _, _ in COLUMNS:
+        for key, _, _ in columns(task):
             values = [r[key] for r in its if r.get(key) is not None]
             means[key] = mean(values) if values else None
+        if "largest" in means:
+            means["largest"] = max(r["largest"] for r in its) if all("largest" in r for r in its) else None
         out[method] = means
     return out
 
@@ -455,6 +484,6 @@ def margin(means: dict[str, Row], key: str = "psnr") -> tuple[str, str, float] |
     return first, second, solvers[first] - others[second]
 
 
-def shown(value: float | None, digits: int) -> str:
+def shown(value: float | None, form: str) -> str:
     """A number as a table has it."""
-    return "" if value is None else f"{value:.{digits}f}"
+    return "" if value is None else f"{value:{form}}"

@@ -17,6 +17,7 @@ from typing import Any
 from ..io.atomic import write_text
 from ..registry import names
 from ..solvers import Solver, get_solver
+from ..solvers.paper import departures
 from . import measured
 from .cards import COLUMNS, LEGEND, cell, load_card
 from .operator_pages import operator_pages
@@ -31,7 +32,8 @@ The last two columns are medians over those problems, of the sliced Wasserstein-
 exact draws have (1 is perfect), and of the ratio of standard deviations.
 
 On its page, beside the default of every option, is what the paper (or its authors' code) has in its own setting, in the
-units used here: "own" is an option of this library's, "not at hand" a number that is not known here.
+units used here: "own" is an option of this library's, "not at hand" a number that is not known here. Where the default
+is another, the page says why.
 
 """
 
@@ -123,7 +125,9 @@ def _options(solver: Solver) -> str:
     """The steps and the options in a table: default, and what the paper has."""
     values = {"steps": solver.default_steps, **solver.options()}
     rows = [f"| `{name}` | `{value!r}` | {solver.paper.get(name, '')} |\n" for name, value in values.items()]
-    return "| option | default | paper |\n|---|---|---|\n" + "".join(rows)
+    table = "| option | default | paper |\n|---|---|---|\n" + "".join(rows)
+    reasons = "".join(f"- `{option}`: {reason}\n" for option, reason in departures(solver).items())
+    return table + (f"\nWhy these are not the paper's:\n\n{reasons}" if reasons else "")
 
 
 def _card(card: dict[str, Any]) -> str:

@@ -148,9 +148,9 @@ def bench_tradeoff(
 ) -> None:
     """Quality against evaluations and seconds: a page and a plot, from bench images and the solvers' cards."""
     from ..app.tradeoff import write_tradeoff
-    from ..bench.images import newest, read
+    from ..bench.images import compared, newest, read
 
-    html, png = write_tradeoff(newest(read(results)), out)
+    html, png = write_tradeoff(compared(newest(read(results))), out)
     print(f"page: {html}, plot: {png}")
 
 
@@ -187,11 +187,12 @@ def bench_auto(
     ] = None,
 ) -> None:
     """Renew the measurements that solver="auto" picks from, from bench images and the solvers' cards."""
-    from ..bench.images import newest, read
+    from ..bench.images import compared, newest, read
     from ..bench.measured import write_measured
     from ..solvers.auto import STORED
 
-    print(write_measured(None if results is None else newest(read(results)), out or STORED))
+    rows = None if results is None else compared(newest(read(results)))
+    print(write_measured(rows, out or STORED))
 
 
 @bench.command("overhead")

@@ -129,6 +129,9 @@ class Solver:
     paper:
         What the paper (or its authors' code, where it is silent) has in its own setting, in our units: of each option,
         and of ``steps``. "own" where the option is this library's, "not at hand" where the number is not known here.
+    why:
+        Of every default that is none of the paper's values, the reason; those of base classes hold too
+        (:mod:`unveil.solvers.paper`).
     limits:
         Intervals of options where they differ from what is usual (:mod:`unveil.solvers.limits`), as "(0, 1]".
 
@@ -147,6 +150,7 @@ class Solver:
     rewards: ClassVar[bool] = False
     sibling: ClassVar[str] = ""
     paper: ClassVar[dict[str, str]] = {}
+    why: ClassVar[dict[str, str]] = {}
     limits: ClassVar[Mapping[str, str]] = {}
 
     def __post_init__(self) -> None:

@@ -33,6 +33,7 @@ from ..run.checkpoint import resume_from, save_checkpoint
 from ..run.recipe import recipe, schedule_of, solver_of
 from ..run.stream import Status, Stream, stream
 from .base import Solver, State
+from .paper import departures
 
 LIMIT = 1e-7
 """For promises that rounding keeps from holding to the bit: it leaves 1e-16 to 1e-9, a wrong unit 1e-2."""
@@ -123,6 +124,8 @@ def check_form(solver: Solver) -> float:
     _demand(solver, "__dataclass_params__" in vars(cls), "has no @dataclass(frozen=True) of its own")
     unknown = set(solver.paper) - {"steps", *solver.options()}
     _demand(solver, not unknown, f"has a paper's value of {', '.join(sorted(unknown))}, which is no option of it")
+    silent = [option for option, reason in departures(solver).items() if not reason]
+    _demand(solver, not silent, f"does not say why the default of {', '.join(silent)} is none of the paper's")
     strange = set(solver.needs) - NEEDS
     _demand(solver, isinstance(solver.needs, frozenset), "must declare needs as a frozenset")
     _demand(solver, not strange, f"needs {', '.join(map(str, strange))}, known are {', '.join(sorted(NEEDS))}")

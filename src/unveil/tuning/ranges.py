@@ -11,12 +11,17 @@ from typing import Any
 
 from ..errors import InputError, unknown
 from ..solvers.base import Solver
+from ..solvers.limits import interval
 
 FACTOR = 10.0
 """Positive scales are searched from a tenth to ten times what they are."""
 
-Declared = float | tuple[float, float]
-"""A factor: from value / factor to value * factor, log-uniform. Two numbers: between these, uniform."""
+WHOLE = None
+"""All that an option takes, by the ``limits`` of its solver (:mod:`unveil.solvers.limits`)."""
+
+Declared = float | tuple[float, float] | None
+"""A factor: from value / factor to value * factor, as far as the option takes these, log-uniform. Two numbers: between
+them, uniform; so is WHOLE."""
 
 TUNABLE: dict[str, dict[str, Declared]] = {
     "aps": {"lr": FACTOR},
@@ -27,19 +32,19 @@ TUNABLE: dict[str, dict[str, Declared]] = {
     "davi": {"lr": FACTOR},
     "dcdp": {"lr": FACTOR},
     "dcps": {"gamma": FACTOR},
-    "ddnm": {"eta": (0.0, 1.0)},
-    "ddpg": {"gamma": FACTOR, "zeta": (0.0, 1.0), "eta_tilde": FACTOR},
-    "ddrm": {"eta": (0.0, 1.0), "eta_b": (0.0, 1.0)},
-    "dds": {"gamma": FACTOR, "eta": (0.0, 1.0)},
+    "ddnm": {"eta": WHOLE},
+    "ddpg": {"gamma": FACTOR, "zeta": WHOLE, "eta_tilde": FACTOR},
+    "ddrm": {"eta": WHOLE, "eta_b": WHOLE},
+    "dds": {"gamma": FACTOR, "eta": WHOLE},
     "ddsmc": {"data_variance": FACTOR},
-    "diffpir": {"lam": FACTOR, "zeta": (0.0, 1.0)},
+    "diffpir": {"lam": FACTOR, "zeta": WHOLE},
     "dmap": {"zeta": FACTOR},
     "dmplug": {"lr": FACTOR},
     "dmps": {"lam": 4.0},
     "dpg": {"guidance": FACTOR},
     "dpps": {"zeta": FACTOR},
     "dps": {"zeta": FACTOR},
-    "dsg": {"guidance": (0.0, 1.0)},
+    "dsg": {"guidance": WHOLE},
     "eki": {},
     "enkg": {"guidance": FACTOR, "final": (0.0, 1.0)},
     "fk-steering": {"lam": FACTOR, "data_variance": FACTOR},
@@ -52,10 +57,10 @@ TUNABLE: dict[str, dict[str, Declared]] = {
     "lgd-mc": {"zeta": FACTOR, "data_variance": FACTOR},
     "mcg": {"alpha": FACTOR},
     "mcgdiff": {"kappa": FACTOR},
-    "mmps": {"eta": (0.0, 1.0)},
-    "mpgd": {"rate": FACTOR, "eta": (0.0, 1.0)},
-    "peng": {"eta": (0.0, 1.0)},
-    "pigdm": {"data_variance": FACTOR, "eta": (0.0, 1.0)},
+    "mmps": {"eta": WHOLE},
+    "mpgd": {"rate": FACTOR, "eta": WHOLE},
+    "peng": {"eta": WHOLE},
+    "pigdm": {"data_variance": FACTOR, "eta": WHOLE},
     "pmc": {"step_size": (0.1, 1.5)},
     "pnp-dm": {"rho0": 5.0, "rho_min": 5.0},
     "projdiff": {"lr": (0.1, 2.0)},
@@ -63,18 +68,18 @@ TUNABLE: dict[str, dict[str, Declared]] = {
     "repaint": {},
     "resample": {"gamma": FACTOR},
     "rsld": {"lam": FACTOR, "rho": FACTOR, "gamma": FACTOR, "lr": FACTOR},
-    "scg": {"unguided": (0.0, 1.0)},
+    "scg": {"unguided": WHOLE},
     "score-ald": {"step_size": (0.1, 1.5)},
     "score-prior": {"lr": FACTOR},
     "score-prior-surrogate": {"lr": FACTOR},
-    "score-sde": {"snr": 4.0, "weight": (0.0, 1.0)},
+    "score-sde": {"snr": 4.0, "weight": WHOLE},
     "sds": {"lam": FACTOR, "lr": FACTOR},
     "sitcom": {"lr": FACTOR, "margin": FACTOR},
     "smcdiff": {},
     "smrd": {"lam": FACTOR, "step_size": (0.1, 1.9)},
     "snips": {"step_size": (0.1, 1.5)},
     "tds": {"data_variance": FACTOR},
-    "tmpd": {"eta": (0.0, 1.0)},
+    "tmpd": {"eta": WHOLE},
     "unveil-exact": {},
 }
 """Weights, rates and shares, by solver. What makes a run longer (numbers of steps, draws, inner iterations) is left
@@ -119,15 +124,20 @@ def own_range(solver: Solver, option: str) -> Range | None:
     declared = TUNABLE.get(solver.name)
     if declared is None:
         positive = isinstance(value, float) and 0 < value < math.inf
-        return Range(value / FACTOR, value * FACTOR, log=True) if positive else None
-    limits = declared.get(option)
-    number = isinstance(value, int | float) and math.isfinite(value)
-    if isinstance(limits, tuple):
-        low, high = limits
-        return Range(min(low, value), max(high, value)) if number else Range(low, high)
-    if limits is None or not number or value <= 0:
+        return _around(solver, option, FACTOR) if positive else None
+    if option not in declared:
         return None
-    return Range(value / limits, value * limits, log=True)
+    span, number = declared[option], isinstance(value, int | float) and math.isfinite(value)
+    if isinstance(span, float | int):
+        return _around(solver, option, span) if number and value > 0 else None
+    low, high = interval(solver, option) if span is None else span
+    return Range(min(low, value), max(high, value)) if number else Range(low, high)
+
+
+def _around(solver: Solver, option: str, factor: float) -> Range:
+    """A factor up and down, as far as the option takes it."""
+    value, (low, high) = getattr(solver, option), interval(solver, option)
+    return Range(max(value / factor, low), min(value * factor, high), log=True)
 
 
 def ranges_of(solver: Solver, wanted: Sequence[str] | Mapping[str, Range] | None = None) -> dict[str, Range]:

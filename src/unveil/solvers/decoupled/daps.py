@@ -71,6 +71,12 @@ class DAPS(Solver):
         "sigma_start": "100",
         "sigma_end": "0.1",
     }
+    why: ClassVar[dict[str, str]] = {
+        "step_size": "relative to the curvature: one number for all operators and noise",
+        "ode_steps": "after 5 steps standard deviations are 10 to 55 % too large, after one right to 5 %",
+        "sigma_start": "levels above 10 gain nothing on the ruler",
+        "sigma_end": "0.1 leaves standard deviations up to 8 % too large on the ruler",
+    }
 
     inner: str = "langevin"
     inner_steps: int = 100

@@ -51,6 +51,10 @@ class DiffPIR(Solver):
         "sigma_start": "inf",
     }
     limits: ClassVar[Mapping[str, str]] = {"lam": "(0, inf)", "zeta": "[0, 1]"}
+    why: ClassVar[dict[str, str]] = {
+        "lam": "0.25 leaves 0.4 to 0.7 of the exact standard deviation in directions that A sees",
+        "zeta": "one number for all tasks: 1 leaves 0.7 of the standard deviation, 0.1 is up to 1.6 times as far off",
+    }
 
     lam: float = 1.0
     zeta: float = 0.3

@@ -55,6 +55,9 @@ class DMPlug(SeededSolver):
         "ddim_steps": "3",
         "stop": "by the iterates' moving variance",
     }
+    why: ClassVar[dict[str, str]] = {
+        "stop": "theirs is for noise that is not known; here it is",
+    }
 
     lr: float = 0.01
     ddim_steps: int = 3

@@ -60,6 +60,10 @@ class ReSample(Solver):
         "optimizer": "adam",
         "inner_steps": "2000",
     }
+    why: ClassVar[dict[str, str]] = {
+        "optimizer": "as many steps of Adam leave samples up to 1.5 times as far off on the ruler",
+        "inner_steps": "a descent of momentum steps ends within them",
+    }
 
     every: int = 10
     gamma: float = 40.0

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 
-from ...errors import InputError
 from ...numerics.adam import adam_update
 from ...priors.base import Prior
 from ...registry import register
@@ -58,16 +58,12 @@ class SITCOM(Solver):
         "lam": "0 in the code",
         "margin": "0.001",
     }
+    limits: ClassVar[Mapping[str, str]] = {"inner_steps": "[2, inf)"}  # the last evaluation moves nothing
 
     inner_steps: int = 20
     lr: float = 0.01
     lam: float = 0.0
     margin: float = 0.001
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.inner_steps < 2:
-            raise InputError("sitcom needs inner_steps >= 2: the last evaluation at a level moves nothing")
 
     def schedule(self, prior: Prior, steps: int) -> Schedule:
         return vp_schedule(prior, steps)

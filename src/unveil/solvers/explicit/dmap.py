@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ...errors import InputError
 from ...priors.base import Prior
 from ...registry import register
 from ...schedules import Schedule
@@ -44,11 +43,6 @@ class DMAP(Solver):
 
     zeta: float = 0.1
     ascents: int = 3
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.ascents < 1:
-            raise InputError(f"{self.name} needs ascents >= 1, got {self.ascents}")
 
     def schedule(self, prior: Prior, steps: int) -> Schedule:
         return vp_schedule(prior, steps, "full")

@@ -9,7 +9,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ...errors import InputError
 from ...numerics.inner import inner_loop
 from ...operators.base import Linear
 from ...priors.base import Prior
@@ -58,11 +57,6 @@ class DPPS(Solver):
 
     zeta: float = 1.0
     candidates: int = 50
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.candidates < 1:
-            raise InputError(f"{self.name} needs candidates >= 1, got {self.candidates}")
 
     def schedule(self, prior: Prior, steps: int) -> Schedule:
         return vp_schedule(prior, steps, "full")

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import ClassVar
 
-from ...errors import InputError
 from ...priors.base import Prior
 from ...registry import register
 from ...schedules import Schedule
@@ -48,16 +47,14 @@ class FreeDoM(Solver):
         "travel_from": "26 (t = 800)",
         "travel_to": "3.4 (t = 500)",
     }
+    why: ClassVar[dict[str, str]] = {
+        "rate": "a measurement says much more than a text, and asks for more",
+    }
 
     rate: float = 1.0
     repeats: int = 1
     travel_from: float = 26.0
     travel_to: float = 3.4
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.repeats < 1:
-            raise InputError(f"{self.name} needs repeats >= 1, got {self.repeats}")
 
     def schedule(self, prior: Prior, steps: int) -> Schedule:
         plain = vp_schedule(prior, steps)

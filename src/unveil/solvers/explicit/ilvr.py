@@ -40,6 +40,9 @@ class ILVR(Solver):
     needs: ClassVar[frozenset[str]] = frozenset({"linear", "noiseless"})
     sibling: ClassVar[str] = "ddnm"
     paper: ClassVar[dict[str, str]] = {"steps": "100", "sigma_stop": "0.73 (step 20 of 100)"}
+    why: ClassVar[dict[str, str]] = {
+        "sigma_stop": "left to itself before the end, the result does not reproduce y",
+    }
 
     sigma_stop: float = 0.0
 

@@ -68,8 +68,6 @@ class LGDMC(Solver):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.draws < 1:
-            raise InputError(f"{self.name} needs draws >= 1, got {self.draws}")
         if self.weights not in WEIGHTS:
             raise InputError(f"{self.name} has no weights '{self.weights}': one of {', '.join(WEIGHTS)}")
 

@@ -74,9 +74,13 @@ class MPGD(Solver):
         "autoencoder": "one of the diffusion's own data; none without",
         "form": "ae or z",
         "share": "0.0075 for ae, 0.01 for z",
-        "band": "t between 300 and 500",
+        "band": "(1.25, 3.4), t between 300 and 500",
     }
     limits: ClassVar[Mapping[str, str]] = {"band": "[0, inf]"}
+    why: ClassVar[dict[str, str]] = {
+        "autoencoder": "the form without one, which asks for nothing beside the prior",
+        "share": "None is theirs, by form",
+    }
 
     rate: float = 0.85
     eta: float = 0.5

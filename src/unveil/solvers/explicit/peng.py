@@ -73,6 +73,12 @@ class Peng(Solver):
         "eta": "0",
         "order": "Heun's",
     }
+    why: ClassVar[dict[str, str]] = {
+        "iterations": "a fixed number, none of which evaluates the network, asks for no residual on the way",
+        "threshold": "with 0.2, and eta = 0, samples are up to four times as far off on the ruler",
+        "eta": "fresh noise mends what a diagonal covariance leaves wrong",
+        "order": "second order with one evaluation a step, where Heun's method takes two",
+    }
 
     guidance: str = "I"
     covariance: str = "diagonal"
@@ -87,12 +93,9 @@ class Peng(Solver):
         for value, known, what in (
             (self.guidance, GUIDANCE, "guidance"),
             (self.covariance, COVARIANCES, "covariance"),
-            (self.order, (1, 2), "order"),
         ):
             if value not in known:
                 raise InputError(f"{self.name} has no {what} {value!r}: one of {', '.join(map(str, known))}")
-        if self.probes < 1:
-            raise InputError(f"{self.name} needs probes >= 1, got {self.probes}")
 
     def step(self, state: State, run: Run) -> State:
         sigma, sigma_next = run.schedule.pair(state.i)

@@ -14,6 +14,7 @@ from ...registry import register
 from ...schedules import Schedule
 from ..base import Run, Solver, State
 from ..moves import ddim, midway, vp_schedule
+from ..paper import SECOND_ORDER
 
 WEIGHTS = ("score", "added")
 
@@ -62,6 +63,10 @@ class PiGDM(Solver):
         "weight": "added",
     }
     limits: ClassVar[Mapping[str, str]] = {"data_variance": "(0, inf)"}
+    why: ClassVar[dict[str, str]] = {
+        "order": SECOND_ORDER,
+        "weight": "the posterior score as it is makes the method exact for the prior N(m, v I)",
+    }
 
     data_variance: float = 1.0
     eta: float = 1.0
@@ -70,8 +75,6 @@ class PiGDM(Solver):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.order not in (1, 2):
-            raise InputError(f"{self.name} takes steps of order 1 or 2, got {self.order}")
         if self.weight not in WEIGHTS:
             raise InputError(f"{self.name} has no weight '{self.weight}': one of {', '.join(WEIGHTS)}")
 

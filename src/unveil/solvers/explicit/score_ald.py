@@ -67,6 +67,12 @@ class ScoreALD(Solver):
         "balance": "5 in the code",
         "keep_level": "False",
     }
+    why: ClassVar[dict[str, str]] = {
+        "steps": "about theirs",
+        "step_size": "half way to instability; 1.15 is the same on the ruler",
+        "inner_steps": "a third of the levels with 3 steps each comes no nearer on the ruler",
+        "balance": "a gradient scaled to the score's length is not that of a likelihood any more",
+    }
 
     step_size: float = 1.0
     inner_steps: int = 1

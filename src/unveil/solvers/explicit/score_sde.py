@@ -77,7 +77,7 @@ class ScoreSDE(Solver):
         "weight": "1 for MRI, 0.84 and 0.72 for tomography",
         "form": "transform in 2022",
     }
-    limits: ClassVar[Mapping[str, str]] = {"corrections": "[0, inf)"}
+    limits: ClassVar[Mapping[str, str]] = {"corrections": "[0, inf)", "weight": "[0, 1]"}
 
     snr: float = 0.16
     corrections: int = 1

@@ -63,6 +63,11 @@ class SNIPS(Solver):
         "keep_level": "False",
     }
     limits: ClassVar[Mapping[str, str]] = {"step_size": "(0, 2)"}
+    why: ClassVar[dict[str, str]] = {
+        "steps": "a quarter of the cost",
+        "step_size": "theirs takes 11 times the evaluations, and comes nearer only where modes lie apart",
+        "inner_steps": "more levels serve as well as more steps at each",
+    }
 
     step_size: float = 0.5
     inner_steps: int = 1

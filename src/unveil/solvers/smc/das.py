@@ -52,6 +52,9 @@ class DAS(TwistedSolver):
         "alpha": "0.005, 0.0001 or 0.01 by reward",
         "capped": "own",
     }
+    why: ClassVar[dict[str, str]] = {
+        "alpha": "1 is the posterior of a likelihood, theirs are temperatures of rewards of order one",
+    }
 
     resampling: str = "ssp"
     gamma: float = 0.008

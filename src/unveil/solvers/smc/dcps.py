@@ -64,7 +64,16 @@ class DCPS(ParticleSolver):
         "langevin": "5",
         "gamma": "0.001",
     }
-    limits: ClassVar[Mapping[str, str]] = {"gradient_steps": "[0, inf)", "langevin": "[0, inf)"}
+    limits: ClassVar[Mapping[str, str]] = {
+        **ParticleSolver.limits,
+        "gradient_steps": "[0, inf)",
+        "langevin": "[0, inf)",
+    }
+    why: ClassVar[dict[str, str]] = {
+        "steps": "a third of the cost, as steps are of second order",
+        "weights": "the weighted form is asymptotically exact, which the published one is not",
+        "lr": "None is half of the natural gradient, and the published 1.5 without weights",
+    }
 
     weights: bool = True
     blocks: int = 3

@@ -52,6 +52,9 @@ class DDSMC(ParticleSolver):
         "order": "1",
         "data_variance": "own",
     }
+    why: ClassVar[dict[str, str]] = {
+        "steps": "half of the cost, as steps are of second order",
+    }
 
     data_variance: float = 1.0
 

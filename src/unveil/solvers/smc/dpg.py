@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from ...errors import InputError
 from ...numerics.inner import inner_loop
 from ...priors.base import Prior
 from ...problem import Problem, squared_norm
@@ -66,16 +66,15 @@ class DPG(Solver):
         "memory": "0.9",
         "momentum": "0.1",
     }
+    limits: ClassVar[Mapping[str, str]] = {"draws": "[2, inf)"}
+    why: ClassVar[dict[str, str]] = {
+        "draws": "a fifth of the evaluations of the operator",
+    }
 
     guidance: float = 0.5
     draws: int = 100
     memory: float = 0.9
     momentum: float = 0.1
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.draws < 2:
-            raise InputError(f"{self.name} needs draws >= 2, got {self.draws}")
 
     def schedule(self, prior: Prior, steps: int) -> Schedule:
         return vp_schedule(prior, steps, "full")

@@ -8,7 +8,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ...errors import InputError
 from ...numerics.inner import inner_loop
 from ...registry import register
 from ..base import Run, Solver, State
@@ -51,11 +50,6 @@ class EKI(Solver):
     paper: ClassVar[dict[str, str]] = {"steps": "own", "updates": "not at hand"}
 
     updates: int = 4
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.updates < 1:
-            raise InputError(f"{self.name} needs updates >= 1, got {self.updates}")
 
     def init(self, run: Run) -> State:
         state = super().init(run)

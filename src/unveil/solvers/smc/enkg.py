@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from ...errors import InputError
 from ...registry import register
 from ..base import Run, Solver, State
 from ..moves import ode
@@ -60,19 +60,16 @@ class EnKG(Solver):
         "unguided": "0.05 for fluids, 0.1 for black holes",
         "factor": "4",
     }
+    limits: ClassVar[Mapping[str, str]] = {"unguided": "[0, 0.5]"}
+    why: ClassVar[dict[str, str]] = {
+        "factor": "half of the evaluations of the prior",
+    }
 
     guidance: float = 2.0
     final: float = 1.0
     updates: int = 2
     unguided: float = 0.05
     factor: int = 8
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.updates < 1 or self.factor < 1:
-            raise InputError(f"{self.name} needs updates and factor >= 1, got {self.updates} and {self.factor}")
-        if not 0 <= self.unguided <= 0.5:
-            raise InputError(f"{self.name}: unguided is a share of the steps from 0 to 0.5, got {self.unguided}")
 
     def init(self, run: Run) -> State:
         state = super().init(run)

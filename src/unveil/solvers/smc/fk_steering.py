@@ -62,6 +62,11 @@ class FKSteering(ParticleSolver):
         "last": "0.3, and the last step",
         "every": "0.05",
     }
+    why: ClassVar[dict[str, str]] = {
+        "lam": "1 is the posterior of a likelihood, theirs a temperature of rewards of order one",
+        "data_variance": "with 0 samples on the ruler's blur are a tenth further off",
+        "last": "0.3 leaves samples up to 1.8 times as far off on the ruler",
+    }
 
     resampling: str = "multinomial"
     potential: str = "diff"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -54,6 +55,11 @@ class FPSSMC(ParticleSolver):
         "data_variance": "own",
         "path": "True",
         "c_rate": "0.95 in the code",
+    }
+    limits: ClassVar[Mapping[str, str]] = {**ParticleSolver.limits, "c_rate": "[0, 1]"}
+    why: ClassVar[dict[str, str]] = {
+        "steps": "a tenth of the cost, as steps are of second order",
+        "path": "its limit is a filter's; without it the limit is the posterior",
     }
 
     data_variance: float = 1.0

@@ -8,7 +8,7 @@ cancel, so that any twist is right in the limit of many particles, and the mean 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import accumulate, pairwise
@@ -23,6 +23,7 @@ from ...problem import Problem
 from ...schedules import Schedule
 from ..base import Run, Solver, State
 from ..moves import ancestral, midway
+from ..paper import SECOND_ORDER
 
 Twist = Callable[[Problem, Tensor], tuple[Tensor, Tensor]]
 """From a problem and clean estimates x0 [N, ...] to the logarithm of the twist [N] and its gradient in x0 [N, ...]."""
@@ -82,6 +83,12 @@ class ParticleSolver(Solver):
     family: ClassVar[str] = "smc"
     coupled: ClassVar[bool] = True
     particles: ClassVar[int] = 2
+    limits: ClassVar[Mapping[str, str]] = {"threshold": "[0, 1]"}
+    why: ClassVar[dict[str, str]] = {
+        "resampling": "a particle's copies are its share, rounded up or down",
+        "threshold": "resampled only where weights have become uneven, particles lose fewer ancestors",
+        "order": SECOND_ORDER,
+    }
 
     resampling: str = "systematic"
     threshold: float = 0.5
@@ -91,10 +98,6 @@ class ParticleSolver(Solver):
         super().__post_init__()
         if self.resampling not in SCHEMES:
             raise InputError(f"{self.name} knows no resampling '{self.resampling}': one of {', '.join(SCHEMES)}")
-        if not 0 <= self.threshold <= 1:
-            raise InputError(f"{self.name}: threshold is a share from 0 (never) to 1 (always), got {self.threshold}")
-        if self.order not in (1, 2):
-            raise InputError(f"{self.name} takes steps of order 1 or 2, got {self.order}")
 
     def init(self, run: Run) -> State:
         state = super().init(run)

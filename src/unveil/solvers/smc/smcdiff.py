@@ -46,6 +46,9 @@ class SMCDiff(ParticleSolver):
         "threshold": "by the weights' total variation",
         "order": "1",
     }
+    why: ClassVar[dict[str, str]] = {
+        "steps": "a tenth of the cost, as steps are of second order",
+    }
 
     resampling: str = "residual"
 

@@ -56,6 +56,9 @@ class TDS(TwistedSolver):
         "variance": "pigdm",
         "data_variance": "0.12",
     }
+    why: ClassVar[dict[str, str]] = {
+        "data_variance": "0.12 leaves a fifth of the particles on Gaussian problems",
+    }
 
     variance: str = "pigdm"
     data_variance: float = 1.0

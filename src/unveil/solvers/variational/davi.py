@@ -78,6 +78,10 @@ class DAVI(Fitted):
         | dict.fromkeys(("steps", "batch", "betas", "clip", "sigma_low"), "not at hand")
         | dict.fromkeys(("fitted", "measurements", "prior_steps", "hidden"), "own")
     )
+    why: ClassVar[dict[str, str]] = {
+        "lr": "600 steps of a small network ask for a larger one",
+        "reg": "it pulls the draws together and takes the posterior's spread away",
+    }
 
     batch: int = 128
     lr: float = 0.003

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -91,6 +92,10 @@ class FLAIR(Solver):
         "tolerance": "1 (1e-4 for noise 0.01)",
         "restarts": "True",
     }
+    limits: ClassVar[Mapping[str, str]] = {"t_min": "(0, 1)"}
+    why: ClassVar[dict[str, str]] = {
+        "t_min": "theirs leaves what is finer to the decoder of latents, and pixels have none",
+    }
 
     weight: float = 0.5
     t_min: float = 0.02
@@ -99,11 +104,6 @@ class FLAIR(Solver):
     data_steps: int = 15
     tolerance: float = 1.0
     restarts: bool = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 < self.t_min < 1:
-            raise InputError(f"flair needs 0 < t_min < 1, got {self.t_min:g}")
 
     def unfit(self, problem: Problem) -> str | None:
         if problem.noise.sigma is None:

@@ -27,6 +27,14 @@ class FlowFit(Fitted):
 
     gradient: ClassVar[bool] = True
     limits: ClassVar[Mapping[str, str]] = {"couplings": "[0, inf)"}
+    why: ClassVar[dict[str, str]] = {
+        "lr": "a hundredth of their steps ask for a larger one",
+        "betas": "moments of the last hundred steps, as there are hundreds and not thousands",
+        "clip": "the path estimator's gradient goes to 0 at the posterior",
+        "couplings": "with the last affine layer the family holds every Gaussian as it is",
+        "estimator": "its gradient has no variance once the flow is the posterior",
+        "anneal": "without it the flow can settle in one of several modes",
+    }
 
     couplings: int = 4
     hidden: int = 32

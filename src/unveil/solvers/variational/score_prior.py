@@ -72,6 +72,11 @@ class ScorePrior(FlowFit):
         | dict.fromkeys(("hidden", "sigma_low", "sigma_high"), "not at hand")
         | dict.fromkeys(("fitted", "exact"), "own")
     )
+    why: ClassVar[dict[str, str]] = {
+        "steps": "a hundredth of the cost, and enough for the ruler's Gaussians",
+        "ode_steps": "fixed steps, the same for every draw, of a cost that is known",
+        "probes": "a sixteenth of the cost, and small signals have the trace itself",
+    }
 
     lr: float = 0.02
     ode_steps: int = 20

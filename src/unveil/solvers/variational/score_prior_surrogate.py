@@ -53,6 +53,10 @@ class ScorePriorSurrogate(FlowFit):
         | dict.fromkeys(("hidden", "sigma_low", "sigma_high"), "not at hand")
         | dict.fromkeys(("fitted",), "own")
     )
+    why: ClassVar[dict[str, str]] = {
+        "steps": "a fortieth of the cost",
+        "batch": "its gradient is noisier than the exact one's",
+    }
 
     batch: int = 128
     sigma_low: float = 0.01

@@ -65,6 +65,9 @@ class SDS(Solver):
         "betas": "(0.9, 0.99)",
         "decay": "False",
     }
+    why: ClassVar[dict[str, str]] = {
+        "weighting": "kl makes the fit at the last, small levels that of the posterior",
+    }
 
     lam: float = 1.0
     weighting: str = "kl"

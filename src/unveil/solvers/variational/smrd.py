@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from ...errors import InputError
 from ...numerics.adam import adam_update
 from ...numerics.cg import cg
 from ...operators.base import Spectral
@@ -77,6 +77,11 @@ class SMRD(Solver):
         "cg_steps": "5",
         "keep_level": "False",
     }
+    limits: ClassVar[Mapping[str, str]] = {"lam": "(0, inf)", "step_size": "(0, 2)"}
+    why: ClassVar[dict[str, str]] = {
+        "steps": "a quarter of the cost",
+        "early_stop": "a sample that is left at a level keeps noise of that size",
+    }
 
     lam: float = 2.0
     lam_lr: float = 0.2
@@ -88,11 +93,6 @@ class SMRD(Solver):
     sigma_end: float = 0.0066
     cg_steps: int = 5
     keep_level: bool = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not (self.lam > 0 and 0 < self.step_size < 2 and self.repeats >= 1):
-            raise InputError("smrd needs lam > 0, 0 < step_size < 2 (else Langevin diverges) and repeats >= 1")
 
     def schedule(self, prior: Prior, steps: int) -> Schedule:
         scale = (prior.value_range[1] - prior.value_range[0]) / 2
