@@ -94,7 +94,8 @@ class Matrix(Spectral):
             rows, n = packed.shape
             m = (rows - 1) // 5 if self._wide else rows - 1 - n
             sizes = {"U": m, "s": 1} | ({"P": 2 * m, "Q": 2 * m} if self._wide else {"V": n})
-            return dict(zip(sizes, packed.split(list(sizes.values())), strict=True))[part]
+            parts: dict[str, Tensor] = dict(zip(sizes, torch.split(packed, list(sizes.values())), strict=True))
+            return parts[part]
 
         return self.tensor(part, like, make)
 
