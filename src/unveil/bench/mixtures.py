@@ -43,7 +43,7 @@ SIDE = 18.0
 FEWEST = 5
 """Problems of a cell that a solver runs on however long it takes."""
 BUDGET = 60.0
-"""Seconds that it may take on a cell for more."""
+"""Seconds of processor time that it may take on a cell for more."""
 KEYS = ("solver", "d", "m", "seed", "samples")
 """What tells the rows of a file of results apart."""
 SHORT = {name: settings_of(name)[0] for name in ("dmplug", "dpg")}
@@ -133,15 +133,18 @@ def distances(cell: Cell, x: Tensor, sets: int = 4) -> Row:
 
 
 def run_cell(solver: str, cell: Cell, samples: int = SAMPLES, steps: int | None = None) -> Row:
-    """Run a solver on a cell, on one thread, and measure its samples; equally weighted ones where it has weights."""
+    """Run a solver on a cell, on one thread, and measure its samples; equally weighted ones where it has weights.
+
+    ``seconds`` are of processor time, which other work on the machine does not lengthen.
+    """
     torch.set_num_threads(1)
-    start = time.perf_counter()
+    start = time.process_time()
     method = setting_of(solver).solver(solver)
     steps = setting_of(solver).steps if steps is None else steps
     result = solve(cell.problem(), cell.prior(), method, samples=samples, steps=steps, seed=cell.seed)
     row: Row = {"solver": solver, "d": cell.d, "m": cell.m, "seed": cell.seed, "status": result.status.value}
     row |= {"samples": samples, "steps": result.steps_done, "nfe": result.nfe, "vjps": result.vjps}
-    row["seconds"] = time.perf_counter() - start
+    row["seconds"] = time.process_time() - start
     if result.status.value == "DONE":
         row |= distances(cell, _equal(result))
     return row
@@ -207,7 +210,7 @@ def run(
 
 
 def _spent(rows: Sequence[Row], like: Row) -> float:
-    """Seconds of a solver on a cell, so far."""
+    """Seconds of processor time of a solver on a cell, so far."""
     seconds: float = sum(r["seconds"] for r in rows if all(r[k] == like[k] for k in KEYS if k != "seed"))
     return seconds
 
