@@ -30,8 +30,8 @@ modes in d dimensions, m noisy linear measurements, a posterior in closed form. 
 possible, and what is hard is how probable each one is. The distance is the sliced Wasserstein-1 distance of the
 samples to as many exact draws, a mean over problems with its 95 % confidence interval (Student's t); exact draws have
 the first line, and in round brackets is the mean as a multiple of theirs on the same problems. In square brackets: how
-many problems, where others have more. Problems are drawn from seeds of ours, so that numbers of the paper compare in
-size only.
+many problems, where others have more; a single one has no interval and says little, for problems differ. They are drawn
+from seeds of ours, so that numbers of the paper compare in size only.
 
 Every solver that takes the problems runs with its defaults; evaluations are per sample. {short} A solver that is slow
 runs on fewer problems: on {fewest} at least, once the command has come to its end, and on more until it has spent the
@@ -126,12 +126,11 @@ def _verdict(rows: Sequence[Row]) -> str:
         multiples = sorted(found.values())
         kind = "all" if multiples[-1] <= NEAR else "some" if multiples[0] <= NEAR else "none"
         span = " to ".join(dict.fromkeys(f"{v:.1f}" if v < 100 else f"{v:.3g}" for v in (multiples[0], multiples[-1])))
-        words = f"{name} ({span}"
+        ratios = [row["sw1"] / row["floor"] for row in rows if row["solver"] == name and "sw1" in row]
+        words = f"{name} ({span}, {len(ratios)} problems"
         if kind == "all":
-            its = [row for row in rows if row["solver"] == name and "sw1" in row]
-            worst = max(row["sw1"] / row["floor"] for row in its)
-            cells = f"{len(found)} of {len(mixtures.DIMENSIONS) * len(mixtures.MEASUREMENTS)} cells"
-            words += f" on {cells}; {worst:.1f} on the worst of {len(its)} problems"
+            cells = len(mixtures.DIMENSIONS) * len(mixtures.MEASUREMENTS)
+            words += f" of {len(found)} of {cells} cells, {max(ratios):.1f} on the worst of them"
         groups[kind].append(f"{words})")
     heads = {
         "all": f"At most {NEAR} times the floor, on every cell that was run",
