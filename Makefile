@@ -86,7 +86,7 @@ bench-photos: install
 	  $(foreach t,random gaussian superres,--task $(t)) \
 	  $(foreach m,classic diffpir red-diff pnp-dm ddrm,--solver $(m))
 
-# hours: every solver, 180 mixtures and 12 problems that are not linear
+# many hours: every solver, up to 180 mixtures and 12 problems that are not linear
 bench-results: install
 	$(BIN)/unveil bench mixtures --out docs/results/mixtures.jsonl
 	$(BIN)/unveil bench nonlinear --out docs/results/nonlinear.jsonl

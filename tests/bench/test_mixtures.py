@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from unveil.bench.mixtures import Cell, distances, read, run, sliced_wasserstein1, table
+from unveil.bench.mixtures import SHORT, Cell, distances, ranking, read, run, sliced_wasserstein1, table
 from unveil.errors import InputError
 
 
@@ -49,6 +49,37 @@ def test_a_run_is_kept_row_by_row(tmp_path):
     text = table(rows)
     assert "| ddrm | 5 |" in text
     assert "exact draws" in text
+
+
+def test_problems_go_round_and_a_slow_solver_stops_at_the_fewest(tmp_path):
+    words = {"solvers": ["ddrm", "mpgd"], "dimensions": [8], "measurements": [1], "samples": 20, "steps": 2}
+    rows = run(tmp_path / "slow.jsonl", seeds=7, budget=0.0, **words)
+    assert [(r["seed"], r["solver"]) for r in rows] == [(k, name) for k in range(5) for name in ("ddrm", "mpgd")]
+    slow, quick = ({"solver": name, "d": 8, "m": 1, "samples": 20} for name in ("ddrm", "mpgd"))
+    path = tmp_path / "rows.jsonl"
+    path.write_text(
+        "".join(
+            json.dumps(row | {"seed": k, "seconds": s}) + "\n"
+            for row, s in ((slow, 12.0), (quick, 1.0))
+            for k in range(5)
+        )
+    )
+    rows = run(path, seeds=7, budget=60.0, **words)[10:]
+    assert [(r["seed"], r["solver"]) for r in rows] == [(5, "mpgd"), (6, "mpgd")]
+
+
+def test_what_runs_with_other_settings_than_its_own(tmp_path):
+    (row,) = run(tmp_path / "rows.jsonl", ["dmplug"], [8], [1], seeds=1, samples=2)
+    assert row["steps"] == SHORT["dmplug"].steps == 300
+
+
+def test_the_best_come_first():
+    row = {"d": 8, "m": 1, "seed": 0, "nfe": 5, "vjps": 0, "floor": 0.2}
+    rows = [row | {"solver": "a", "sw1": 900.0}, row | {"solver": "b", "sw1": 0.3}, row | {"solver": "c", "sw1": 0.4}]
+    rows.append(row | {"solver": "b", "m": 2, "sw1": 0.7})
+    assert ranking(rows)["b"] == pytest.approx({(8, 1): 1.5, (8, 2): 3.5})
+    assert list(ranking(rows)) == ["c", "b", "a"]
+    assert "| a | 5 | 900 (4.5e+03) |" in table(rows)
 
 
 def test_the_table_says_multiples_of_the_floor_on_the_same_problems():

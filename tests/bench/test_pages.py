@@ -60,6 +60,21 @@ def test_the_page_of_mixtures_has_means_intervals_and_the_floor():
     assert "| ddrm | 20 | 2.00 ± 2.4" in text  # 4.30 / sqrt(3)
     assert "| exact draws |  | 0.25 ± 0.00 |" in text
     assert "left out: dps (d = 8, m = 2)" in text
+    assert "dmplug has lr = 0.05, 300 steps." in text
+
+
+def test_the_page_of_mixtures_says_who_is_near_the_floor():
+    cell = {"d": 8, "m": 2, "samples": 100, "status": "DONE", "nfe": 20.0, "vjps": 0.0, "floor": 0.2, "seed": 0}
+    found = {"tds": (0.3, 0.5), "mcgdiff": (0.36, 1.3), "ddrm": (3.0, 3.0)}
+    text = mixtures_page(
+        [{**cell, "solver": k, "m": m, "sw1": v} for k, pair in found.items() for m, v in enumerate(pair)]
+    )
+    text = " ".join(text.split())
+    assert "and more on others: tds (1.5 to 2.5, 2 problems), mcgdiff (1.8 to 6.5, 2 problems). " in text
+    assert "- More than 2 times on every cell: ddrm (15.0, 2 problems)." in text
+    rows = [{**cell, "solver": "tds", "seed": k, "sw1": v} for k, v in enumerate((0.2, 0.56))]
+    said = "every cell that was run: tds (1.9, 2 problems of 1 of 9 cells, 2.8 on the worst of them)."
+    assert said in " ".join(mixtures_page(rows).split())
 
 
 def test_the_quantile_of_student():

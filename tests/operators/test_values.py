@@ -313,6 +313,19 @@ def test_complex_matrix_is_real_linear() -> None:
     assert operator(x.float()).dtype == torch.complex64
 
 
+def test_a_matrix_of_few_rows_makes_no_square_matrix() -> None:
+    # V as a matrix would have 320 GB
+    matrix = torch.randn(2, 200_000, dtype=torch.float64)
+    operator = Matrix(matrix)
+    y = torch.randn(3, 2, dtype=torch.float64)
+    torch.testing.assert_close(operator.pinv(y), y @ torch.linalg.pinv(matrix).T)
+    # the coordinates that are seen come first, as singular values and U have them
+    x = torch.randn(3, 200_000, dtype=torch.float64)
+    expected = torch.linalg.svd(matrix, full_matrices=False)
+    torch.testing.assert_close(operator.s(x)[:2], expected.S)
+    torch.testing.assert_close(operator.Vt(x)[:, :2].abs(), (x @ expected.Vh.T).abs())
+
+
 def test_matrix_rank() -> None:
     u, v = torch.randn(9, 3, dtype=torch.float64), torch.randn(3, 12, dtype=torch.float64)
     operator = Matrix(u @ v)

@@ -3,7 +3,8 @@
 The prior has 25 components of covariance I in R^d, with means (-8i, -8j, -8i, -8j, ...), i, j = -2..2, and weights
 proportional to squares of normal numbers. A in R^(m x d) has random singular vectors and singular values uniform on
 [0, 1]; y = A x + n with x from the prior and sigma_y uniform on [0, max s]. Few measurements leave several components
-possible: what is hard is their weights. The cells are d in {8, 80, 800} by m in {1, 2, 4}, with 20 seeds each.
+possible: what is hard is their weights. The cells are d in {8, 80, 800} by m in {1, 2, 4}, with 20 seeds each, or fewer
+for solvers that are slow.
 
 The distance is the sliced Wasserstein-1 distance (a mean over random directions) to as many exact draws; its floor is
 the distance between two sets of exact draws. Numbers of a published table are not comparable to the digit, because
@@ -17,7 +18,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import geometric_mean, mean, stdev
 from typing import Any
 
 import torch
@@ -31,7 +32,7 @@ from ..problem import Problem
 from ..processes import pool
 from ..registry import names
 from ..run import solve
-from ..solvers import get_solver
+from .exact import Setting, settings_of
 
 DIMENSIONS = (8, 80, 800)
 MEASUREMENTS = (1, 2, 4)
@@ -39,8 +40,19 @@ SEEDS = 20
 SAMPLES = 1000
 SIDE = 18.0
 """Half the width of the value range: the means lie within 16, with a standard deviation of 1 around them."""
+FEWEST = 5
+"""Problems of a cell that a solver runs on however long it takes."""
+BUDGET = 60.0
+"""Seconds of processor time that it may take on a cell for more."""
 KEYS = ("solver", "d", "m", "seed", "samples")
 """What tells the rows of a file of results apart."""
+SHORT = {name: settings_of(name)[0] for name in ("dmplug", "dpg")}
+"""What does not run with its own options and steps, which take many minutes: settings of the ruler."""
+
+
+def setting_of(name: str) -> Setting:
+    """How a solver is run: its defaults, but for those that these would take too long for."""
+    return SHORT.get(name, Setting())
 
 
 @dataclass(frozen=True)
@@ -121,13 +133,18 @@ def distances(cell: Cell, x: Tensor, sets: int = 4) -> Row:
 
 
 def run_cell(solver: str, cell: Cell, samples: int = SAMPLES, steps: int | None = None) -> Row:
-    """Run a solver on a cell, on one thread, and measure its samples; equally weighted ones where it has weights."""
+    """Run a solver on a cell, on one thread, and measure its samples; equally weighted ones where it has weights.
+
+    ``seconds`` are of processor time, which other work on the machine does not lengthen.
+    """
     torch.set_num_threads(1)
-    start = time.perf_counter()
-    result = solve(cell.problem(), cell.prior(), get_solver(solver), samples=samples, steps=steps, seed=cell.seed)
+    start = time.process_time()
+    method = setting_of(solver).solver(solver)
+    steps = setting_of(solver).steps if steps is None else steps
+    result = solve(cell.problem(), cell.prior(), method, samples=samples, steps=steps, seed=cell.seed)
     row: Row = {"solver": solver, "d": cell.d, "m": cell.m, "seed": cell.seed, "status": result.status.value}
     row |= {"samples": samples, "steps": result.steps_done, "nfe": result.nfe, "vjps": result.vjps}
-    row["seconds"] = time.perf_counter() - start
+    row["seconds"] = time.process_time() - start
     if result.status.value == "DONE":
         row |= distances(cell, _equal(result))
     return row
@@ -152,33 +169,50 @@ def run(
     steps: int | None = None,
     workers: int = 1,
     on_row: Callable[[Row], object] | None = None,
+    budget: float = BUDGET,
 ) -> list[Row]:
     """Measure every solver on every cell; rows are written to ``path`` as they come, and those that it has are kept.
+
+    All solvers run on the first problem of every cell, then on the second, and so on; those that have spent ``budget``
+    seconds on a cell stop there after :data:`FEWEST` problems.
 
     Raises :class:`InputError` for a file that holds something else, :class:`UnknownName` for an unknown solver.
     """
     ledger = Ledger(path, KEYS)
-    work = []
-    for name in solvers or names("solver"):
-        solver = get_solver(name)
-        for cell in (Cell(d, m, k) for d in dimensions for m in measurements for k in range(seeds)):
-            row = dict(zip(KEYS, (name, cell.d, cell.m, cell.seed, samples), strict=True))
-            if row not in ledger and solver.unfit(cell.problem()) is None:
-                work.append((name, cell, samples, steps))
+    methods = {name: setting_of(name).solver(name) for name in solvers or names("solver")}
+    cells = [(d, m) for d in dimensions for m in measurements]
 
     def keep(row: Row) -> None:
         ledger.add(row)
         if on_row is not None:
             on_row(row)
 
+    def todo(seed: int) -> list[tuple[str, Cell, int, int | None]]:
+        work = []
+        for name, method in methods.items():
+            for cell in (Cell(d, m, seed) for d, m in cells):
+                row = dict(zip(KEYS, (name, cell.d, cell.m, seed, samples), strict=True))
+                if row in ledger or (seed >= FEWEST and _spent(ledger.rows, row) >= budget):
+                    continue
+                if method.unfit(cell.problem()) is None:
+                    work.append((name, cell, samples, steps))
+        return work
+
     if workers <= 1:
-        for job in work:
+        for job in (job for seed in range(seeds) for job in todo(seed)):
             keep(run_cell(*job))
         return ledger.rows
     with pool(workers) as executor:
-        for future in [executor.submit(run_cell, *job) for job in work]:
-            keep(future.result())
+        for seed in range(seeds):
+            for future in [executor.submit(run_cell, *job) for job in todo(seed)]:
+                keep(future.result())
     return ledger.rows
+
+
+def _spent(rows: Sequence[Row], like: Row) -> float:
+    """Seconds of processor time of a solver on a cell, so far."""
+    seconds: float = sum(r["seconds"] for r in rows if all(r[k] == like[k] for k in KEYS if k != "seed"))
+    return seconds
 
 
 def read(path: Path) -> list[Row]:
@@ -190,7 +224,7 @@ def table(rows: Sequence[Row]) -> str:
     """Markdown: per solver and cell the mean distance and its 95 % interval (Student's t), and the floor above them.
 
     In round brackets the mean as a multiple of the floor on the same problems, in square ones how many these are, where
-    others have more.
+    others have more. The nearest to the floor come first, by the geometric mean of the multiples.
     """
     cells = sorted({(r["d"], r["m"]) for r in rows})
     head = "| solver | evaluations | " + " | ".join(f"d = {d}, m = {m}" for d, m in cells) + " |\n"
@@ -200,30 +234,44 @@ def table(rows: Sequence[Row]) -> str:
     most = max((sum((d, m) == cell for d, m, _ in floors) for cell in cells), default=0)
     shown = [_interval([v for (d, m, _), v in floors.items() if (d, m) == cell]) for cell in cells]
     out += "| exact draws |  | " + " | ".join(shown) + " |\n"
-    for solver in sorted({r["solver"] for r in good}):
+    for solver, found in ranking(good).items():
         its = [r for r in good if r["solver"] == solver]
         cost = f"{mean(r['nfe'] for r in its):.0f}"
         if any(r["vjps"] for r in its):
             cost += f" + {mean(r['vjps'] for r in its):.0f} vjp"
-        shown = [_cell([r for r in its if (r["d"], r["m"]) == cell], most) for cell in cells]
+        shown = [_cell([r for r in its if (r["d"], r["m"]) == cell], found.get(cell), most) for cell in cells]
         out += f"| {solver} | {cost} | " + " | ".join(shown) + " |\n"
     return out
 
 
-def _cell(rows: Sequence[Row], most: int) -> str:
-    if not rows:
+def ranking(rows: Sequence[Row]) -> dict[str, dict[tuple[int, int], float]]:
+    """For each solver the mean distance on each cell as a multiple of the floor on the same problems, best first."""
+    sums: dict[str, dict[tuple[int, int], list[float]]] = {}
+    for r in (r for r in rows if "sw1" in r):
+        pair = sums.setdefault(r["solver"], {}).setdefault((r["d"], r["m"]), [0.0, 0.0])
+        pair[0] += r["sw1"]
+        pair[1] += r["floor"]
+    found = {name: {cell: a / b for cell, (a, b) in its.items()} for name, its in sums.items()}
+    return dict(sorted(found.items(), key=lambda item: geometric_mean(item[1].values())))
+
+
+def _cell(rows: Sequence[Row], multiple: float | None, most: int) -> str:
+    if multiple is None:
         return ""
-    values = [r["sw1"] for r in rows]
-    text = f"{_interval(values)} ({mean(values) / mean(r['floor'] for r in rows):.1f})"
+    text = f"{_interval([r['sw1'] for r in rows])} ({_short(multiple, 1)})"
     return text if len(rows) == most else f"{text} [{len(rows)}]"
+
+
+def _short(value: float, digits: int = 2) -> str:
+    return f"{value:.{digits}f}" if value < 100 else f"{value:.3g}"
 
 
 def _interval(values: Sequence[float]) -> str:
     if not values:
         return ""
     if len(values) == 1:
-        return f"{values[0]:.2f}"
-    return f"{mean(values):.2f} ± {student(len(values) - 1) * stdev(values) / math.sqrt(len(values)):.2f}"
+        return _short(values[0])
+    return f"{_short(mean(values))} ± {_short(student(len(values) - 1) * stdev(values) / math.sqrt(len(values)))}"
 
 
 def student(freedom: int) -> float:

@@ -57,6 +57,9 @@ def bench_mixtures(
     samples: Annotated[int, typer.Option(min=2, help="Samples, or particles, of each problem.")] = 1000,
     steps: Annotated[int | None, typer.Option(min=1, help="Steps, else each solver's own number.")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
+    budget: Annotated[
+        float, typer.Option(min=0, help="Seconds for a solver on a cell: once they are spent, five problems must do.")
+    ] = 60,
 ) -> None:
     """Measure solvers on mixtures of 25 Gaussians, up to 800 dimensions, whose posteriors are known exactly."""
     from ..bench import mixtures
@@ -75,6 +78,7 @@ def bench_mixtures(
             f"(floor {r.get('floor', float('nan')):.3f}), {r['seconds']:.0f} s",
             file=sys.stderr,
         ),
+        budget,
     )
     print(mixtures.table(rows))
 
