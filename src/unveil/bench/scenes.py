@@ -31,6 +31,7 @@ from torch import Tensor
 from ..classical import instruments as classic
 from ..classical import variation
 from ..errors import UnveilError, unknown
+from ..io.digest import digest
 from ..io.images import read_image
 from ..io.ledger import Ledger, Row
 from ..metrics import psnr, ssim
@@ -58,7 +59,8 @@ SAMPLES = 19
 """Of each scene: the extremes of 19 samples hold the truth with probability 18 / 20."""
 MIDDLE = (5, 15)
 """Ranks of the samples between which the truth lies with probability 10 / 20."""
-KEYS = ("scene", "image", "solver", "samples", "steps", "seed", "prior")
+KEYS = ("scene", "image", "solver", "samples", "steps", "setting", "seed", "prior", "weights")
+"""What makes a row another one; what changed is measured again."""
 HEADS = Path(__file__).parents[1] / "data" / "heads"
 SIDE = 128
 
@@ -73,7 +75,8 @@ class Scene:
     ``make`` gives operator and noise for images [C, H, W]; ``grey`` scenes see colour priors through their luminance.
     ``show`` turns the data into something to look at. ``ambiguous``: data that do not tell an image from its mirror
     image through the middle, as Fourier magnitudes; pictures are turned to the truth, and only the samples that explain
-    the data best count, since every method ends in wrong minima at times.
+    the data best count, since every method ends in wrong minima at times. ``start``: a classical method at whose image
+    solvers start, and the standard deviation of the noise that is added to it, white being 1.
     """
 
     title: str
@@ -85,6 +88,7 @@ class Scene:
     show: Callable[[Problem], Tensor]
     grey: bool = False
     ambiguous: bool = False
+    start: tuple[str, float] | None = None
     size: int = SIDE
 
 
@@ -309,22 +313,36 @@ class Shot:
     pictures: dict[str, Tensor] = field(default_factory=dict)
 
 
+def facts(scene: str, image: str, solver: str, samples: int = SAMPLES, seed: int = 0) -> Row:
+    """What makes the row of a run, with the values of :data:`KEYS`."""
+    this = find(scene)
+    steps, options = this.solvers.get(solver, (None, {}))
+    words = [f"{name}={value}" for name, value in options.items()]
+    if this.start:
+        words.append(f"from {this.start[0]} with noise of {this.start[1]:g}")
+    row = {"scene": scene, "image": image, "solver": solver, "samples": samples, "steps": steps}
+    row |= {"setting": ", ".join(words), "seed": seed, "prior": this.prior}
+    return row | {"weights": digest(load_prior(this.prior).describe())}
+
+
 def solved(scene: str, image: str, solver: str, samples: int = SAMPLES, seed: int = 0) -> Shot:
     """Run a solver and the classical methods on an image of a scene."""
-    this = find(scene)
+    this, row = find(scene), facts(scene, image, solver, samples, seed)
     x, problem = truth(scene, image), problem_of(scene, image, seed)
     steps, options = this.solvers.get(solver, (None, {}))
     method = get_solver(solver, **options)
-    row: Row = {"scene": scene, "image": image, "solver": solver, "samples": samples, "steps": steps, "seed": seed}
-    row |= {"prior": this.prior, "options": options}
     prior = load_prior(this.prior).in_range(0.0, 1.0)
     seen = problem
     if prior.shape[0] == 3 and x.shape[0] == 1:  # a prior of colours, seen through its luminance
         operator = problem.operator @ Grayscale(in_shape=(3, *x.shape[1:]))
         seen = Problem(problem.y, operator, problem.noise)
+    rivals, count = by_hand(scene, image, seed), max(samples, method.particles)
+    x_init, level = None, None
+    if this.start:
+        x_init, level = rivals[this.start[0]].expand(seen.shape), this.start[1]
     start = time.perf_counter()
     try:
-        result = solve(seen, prior, method, samples=max(samples, method.particles), steps=steps, seed=seed)
+        result = solve(seen, prior, method, samples=count, steps=steps, seed=seed, x_init=x_init, sigma_start=level)
     except UnveilError as error:
         return Shot(row | {"status": "FAILED", "reason": str(error)})
     row |= {"status": result.status.value, "reason": result.reason, "nfe": result.nfe, "vjps": result.vjps}
@@ -333,7 +351,6 @@ def solved(scene: str, image: str, solver: str, samples: int = SAMPLES, seed: in
         return Shot(row)
     row["chi2"] = None if result.misfit is None else float(result.misfit.mean())
     drawn = _drawn(result, this, x, problem)
-    rivals = by_hand(scene, image, seed)
     return Shot(row | scores(drawn, x, rivals), pictures(drawn, x, this.show(problem)[0], rivals))
 
 
@@ -401,6 +418,7 @@ def run(
     path: Path,
     draw: Callable[[str, Shot], object],
     scenes: Sequence[str] = (),
+    images: Sequence[str] = (),
     solvers: Sequence[str] = (),
     samples: int = SAMPLES,
     seed: int = 0,
@@ -408,28 +426,45 @@ def run(
 ) -> int:
     """Measure what ``path`` lacks; ``draw(scene, shot)`` gets the first image of a scene, by the best solver so far.
 
-    Returns 1 if a run failed, else 0. Raises :class:`UnknownName` before anything is computed.
+    Without ``images`` all those of the scenes; else, of each scene, those of its images that are named. A run that
+    failed is tried again. Returns 1 if a run did not end well, else 0. Raises :class:`UnknownName` before anything is
+    computed.
     """
     chosen = {name: find(name) for name in scenes or SCENES}
+    known = {image for scene in chosen.values() for image in scene.images}
+    for image in images:
+        if image not in known:
+            raise unknown("image of these scenes", image, sorted(known))
     for solver in solvers:
         get_solver(solver)
     ledger = Ledger(path, KEYS)
+    there = {_key(row) for row in ledger.rows if row["status"] != "FAILED"}
     bad = 0
     for name, scene in chosen.items():
         for image in scene.images:
+            if images and image not in images:
+                continue
             for solver in solvers or scene.solvers:
-                steps = scene.solvers.get(solver, (None, {}))[0]
-                key = (name, image, solver, samples, steps, seed, scene.prior)
-                if dict(zip(KEYS, key, strict=True)) in ledger:
+                if _key(facts(name, image, solver, samples, seed)) in there:
                     continue
                 shot = solved(name, image, solver, samples, seed)
-                before = [r["psnr"] for r in ledger.rows if r["scene"] == name and r["image"] == image and "psnr" in r]
-                if shot.pictures and image == scene.images[0] and shot.row["psnr"] > max(before, default=-math.inf):
+                rest = [row for row in newest(ledger.rows) if (row["scene"], row["image"]) == (name, image)]
+                best = max((row["psnr"] for row in rest if row["solver"] != solver), default=-math.inf)
+                if shot.pictures and image == scene.images[0] and shot.row["psnr"] > best:
                     draw(name, shot)
                 ledger.add(json.loads(json.dumps(shot.row)))
                 say(words(shot.row))
                 bad |= int(shot.row["status"] != "DONE")
     return bad
+
+
+def _key(row: Row) -> tuple[Any, ...]:
+    return tuple(row[key] for key in KEYS)
+
+
+def newest(rows: Sequence[Row]) -> list[Row]:
+    """Of every solver on every image of a scene the last row that has numbers."""
+    return list({(row["scene"], row["image"], row["solver"]): row for row in rows if "psnr" in row}.values())
 
 
 def words(row: Row) -> str:
