@@ -162,7 +162,7 @@ def test_the_page_says_who_is_better_and_whose_samples_do_not_know_their_error(s
     row = {"scene": "small", "solver": "ddrm", "prior": "exact", "samples": 3, "steps": 5, "setting": "", "nfe": 5}
     row |= {"psnr": 30.0, "psnr_sample": 28.0, "spread": 2.0, "rivals": {"the data": 31.5}}
     page = scenes_page([row | {"image": "mountain", "spread": 9.0}, row | {"image": "mountain"}])
-    assert "`ddrm` is 1.50 dB WORSE than the best classical method, the data." in page
+    assert "The mean of `ddrm` is 1.50 dB WORSE than the best classical method, the data." in page
     assert "over-confident: its error is 2.0 times what its samples say" in page  # of the newest row
     assert "over-confident: " not in scenes_page([row | {"image": "mountain", "spread": 1.1}])
     assert "too careful: its error is 0.50 times" in scenes_page([row | {"image": "mountain", "spread": 0.5}])

@@ -70,6 +70,8 @@ solvers and by the classical methods of each instrument; these may choose their 
 in dB, a mean over the images. Of {samples} samples: `mean` is that of their mean, `sample` that of one; `90 %` and
 `50 %` the share of pixels whose truth lies in intervals of the samples that should hold it that often; `spread` the
 root mean square error of the mean in units of what the samples say it is: 1 is calibrated, more is over-confident.
+Options of the solvers, the spread of `daps` above all, were chosen on the first image of each scene, the one that is
+shown, with a few samples of it. `deviation` is the samples' standard deviation, `error` that of the mean, on one scale.
 {parts}"""
 
 
@@ -192,7 +194,7 @@ def scenes_page(rows: Sequence[Row]) -> str:
         title = f"\n## {scene.title}\n\nPrior `{scene.prior}`; {', '.join(images)}. {settings}.\n"
         parts.append(f"{title}\n{out}\n{' '.join(notes)}\n\n![{scene.title}](images/scenes/{name}.png)\n")
     samples = ", ".join(str(n) for n in sorted({row["samples"] for row in rows}))
-    return SCENES.format(made=MADE.format(file="scenes.jsonl"), samples=samples, parts="\n".join(parts))
+    return SCENES.format(made=MADE.format(file="scenes.jsonl"), samples=samples, parts="".join(parts))
 
 
 def _setting(row: Row) -> str:
@@ -205,7 +207,7 @@ def _margin_words(solvers: dict[str, float], rivals: dict[str, float]) -> str:
     best, other = max(solvers, key=lambda s: solvers[s]), max(rivals, key=lambda r: rivals[r])
     gain = solvers[best] - rivals[other]
     how = f"{abs(gain):.2f} dB {'better' if gain > 0 else 'WORSE'}"
-    return f"`{best}` is {how} than the best classical method, {other}."
+    return f"The mean of `{best}` is {how} than the best classical method, {other}."
 
 
 def _spread_words(solver: str, rows: Sequence[Row]) -> list[str]:
