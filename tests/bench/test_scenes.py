@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
 from unveil.bench import scenes
-from unveil.bench.scenes import SAMPLES, SCENES, Scene, problem_of, scores, truth
+from unveil.bench.scenes import SAMPLES, SCENES, Scene, newest, problem_of, scores, truth
 from unveil.bench.tables import scenes_page
 from unveil.cli import main
 from unveil.errors import UnknownName
@@ -30,6 +31,7 @@ def test_every_scene_is_measured_and_its_solvers_take_it(name):
     shown = scene.show(problem)[0]
     assert shown.shape[1:] == x.shape[1:]
     assert bool(torch.isfinite(shown).all())
+    assert scene.start is None or scene.start[0] in scene.rivals
     for solver, (_, options) in scene.solvers.items():
         assert get_solver(solver, **options).unfit(problem) is None
 
@@ -65,22 +67,24 @@ def test_the_likeliest_image_of_bits_is_better_than_the_bits():
     assert error[1] < 0.1
 
 
+SMALL = Scene(
+    "Noise", "exact", ("mountain", "dahlia"), lambda s: (Identity(in_shape=s), as_noise(0.1)),
+    {"the data": lambda problem, _: problem.y}, {"ddrm": (5, {})}, lambda problem: problem.y, size=32,
+)  # fmt: skip
+
+
 @pytest.fixture
 def small(monkeypatch):
     """A scene of its own: the middle of a photograph in noise, with a prior that knows its mean."""
 
     def prior(_):
-        eye = torch.eye(3 * 32 * 32)
-        return GaussianPrior(truth("small", "mountain"), 0.01 * eye)
+        return GaussianPrior(truth("small", "mountain"), 0.01)
 
-    rivals = {"the data": lambda problem, _: problem.y}
-    scene = Scene(
-        "Noise", "exact", ("mountain", "dahlia"), lambda s: (Identity(in_shape=s), as_noise(0.1)), rivals,
-        {"ddrm": (5, {})}, lambda problem: problem.y, size=32,
-    )  # fmt: skip
-    monkeypatch.setattr(scenes, "SCENES", {"small": scene})
+    monkeypatch.setattr(scenes, "SCENES", {"small": SMALL})
     monkeypatch.setattr(scenes, "load_prior", prior)
-    monkeypatch.setattr("unveil.bench.tables.scenes.SCENES", {"small": scene})
+    scenes.by_hand.cache_clear()
+    yield
+    scenes.by_hand.cache_clear()
 
 
 def test_a_run_is_kept_and_goes_on(small, tmp_path, capsys):
@@ -100,7 +104,68 @@ def test_a_run_is_kept_and_goes_on(small, tmp_path, capsys):
     page = scenes_page(rows)
     assert "| the data | 2" in page
     assert "images/scenes/small.png" in page
+    assert "than the best classical method, the data" in page
     assert main([*command[:2], "--scene", "nowhere"]) == 2
+    assert main([*command[:2], "--image", "nowhere"]) == 2
+
+
+def test_a_run_of_one_image_and_what_changed_is_measured_again(small, tmp_path, monkeypatch):
+    path, said, drawn = tmp_path / "rows.jsonl", [], []
+
+    def run(**chosen):
+        said.clear()
+        scenes.run(path, lambda name, _: drawn.append(name), samples=2, say=said.append, **chosen)
+        return [words.split(", ")[1] for words in said]
+
+    assert run(images=["dahlia"]) == ["dahlia"]
+    assert run() == ["mountain"]
+    assert run() == []
+    assert drawn == ["small"]  # the first image only
+    more = replace(SMALL, solvers={"ddrm": (5, {"eta": 0.5})})
+    monkeypatch.setattr(scenes, "SCENES", {"small": more})
+    assert run(images=["mountain"]) == ["mountain"]
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [row["setting"] for row in rows] == ["", "", "eta=0.5"]
+    assert [row["setting"] for row in newest(rows)] == ["", "eta=0.5"]
+    failed = [json.dumps({**row, "status": "FAILED"}) for row in rows]
+    path.write_text("\n".join(failed) + "\n")
+    assert run(images=["mountain"]) == ["mountain"]
+
+
+def test_a_run_that_is_killed_goes_on_with_the_next_image(small, tmp_path):
+    path = tmp_path / "rows.jsonl"
+
+    def stop(_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        scenes.run(path, lambda *_: None, samples=2, say=stop)
+    said = []
+    scenes.run(path, lambda *_: None, samples=2, say=said.append)
+    assert [words.split(", ")[1] for words in said] == ["dahlia"]
+    assert len(path.read_text().splitlines()) == 2
+
+
+def test_solvers_start_at_the_image_of_a_classical_method(small, monkeypatch):
+    # a flat prior, and chains that hardly move: what comes out is what went in
+    monkeypatch.setattr(scenes, "load_prior", lambda _: GaussianPrior(truth("small", "mountain"), 100.0))
+    kinds = {"zeros": lambda problem, _: torch.zeros_like(problem.like), "the data": lambda problem, _: problem.y}
+    still = replace(SMALL, rivals=kinds, solvers={"daps": (2, {"inner": "exact", "spread": 0.1})})
+    for name in kinds:
+        monkeypatch.setattr(scenes, "SCENES", {"small": replace(still, start=(name, 0.03))})
+        shot = scenes.solved("small", "mountain", "daps", samples=2)
+        assert shot.row["setting"] == f"inner=exact, spread=0.1, from {name} with noise of 0.03"
+        assert torch.allclose(shot.pictures["mean"], shot.pictures[name], atol=0.15)
+
+
+def test_the_page_says_who_is_better_and_whose_samples_do_not_know_their_error(small):
+    row = {"scene": "small", "solver": "ddrm", "prior": "exact", "samples": 3, "steps": 5, "setting": "", "nfe": 5}
+    row |= {"psnr": 30.0, "psnr_sample": 28.0, "spread": 2.0, "rivals": {"the data": 31.5}}
+    page = scenes_page([row | {"image": "mountain", "spread": 9.0}, row | {"image": "mountain"}])
+    assert "The mean of `ddrm` is 1.50 dB WORSE than the best classical method, the data." in page
+    assert "over-confident: its error is 2.0 times what its samples say" in page  # of the newest row
+    assert "over-confident: " not in scenes_page([row | {"image": "mountain", "spread": 1.1}])
+    assert "too careful: its error is 0.50 times" in scenes_page([row | {"image": "mountain", "spread": 0.5}])
 
 
 def test_unknown_names():

@@ -31,6 +31,7 @@ from torch import Tensor
 from ..classical import instruments as classic
 from ..classical import variation
 from ..errors import UnveilError, unknown
+from ..io.digest import digest
 from ..io.images import read_image
 from ..io.ledger import Ledger, Row
 from ..metrics import psnr, ssim
@@ -58,7 +59,8 @@ SAMPLES = 19
 """Of each scene: the extremes of 19 samples hold the truth with probability 18 / 20."""
 MIDDLE = (5, 15)
 """Ranks of the samples between which the truth lies with probability 10 / 20."""
-KEYS = ("scene", "image", "solver", "samples", "steps", "seed", "prior")
+KEYS = ("scene", "image", "solver", "samples", "steps", "setting", "seed", "prior", "weights")
+"""What makes a row another one; what changed is measured again."""
 HEADS = Path(__file__).parents[1] / "data" / "heads"
 SIDE = 128
 
@@ -73,7 +75,8 @@ class Scene:
     ``make`` gives operator and noise for images [C, H, W]; ``grey`` scenes see colour priors through their luminance.
     ``show`` turns the data into something to look at. ``ambiguous``: data that do not tell an image from its mirror
     image through the middle, as Fourier magnitudes; pictures are turned to the truth, and only the samples that explain
-    the data best count, since every method ends in wrong minima at times.
+    the data best count, since every method ends in wrong minima at times. ``start``: a classical method at whose image
+    solvers start, and the standard deviation of the noise that is added to it, white being 1.
     """
 
     title: str
@@ -85,6 +88,7 @@ class Scene:
     show: Callable[[Problem], Tensor]
     grey: bool = False
     ambiguous: bool = False
+    start: tuple[str, float] | None = None
     size: int = SIDE
 
 
@@ -186,9 +190,10 @@ def _blurred(y: Tensor, width: float) -> Tensor:
     return y
 
 
-def _adjoint(problem: Problem) -> Tensor:
-    x = classic.zero_filled(problem)
-    return x / x.amax().clamp_min(1e-12)
+def _lines(problem: Problem) -> Tensor:
+    """Magnitudes of k-space over all coils, dark ones lifted."""
+    y = problem.y.abs().square().sum(1, keepdim=True).sqrt()
+    return (y / y.amax()) ** 0.25
 
 
 def _itself(problem: Problem) -> Tensor:
@@ -226,33 +231,44 @@ def _input_output(problem: Problem, x: Tensor) -> Tensor:
     return classic.hybrid_input_output(problem)
 
 
-LINEAR: dict[str, tuple[int, dict[str, Any]]] = {
-    "diffpir": (40, {"zeta": 1.0, "sigma_start": 2.0, "lam": 1.0}),
-    "daps": (20, {"inner": "exact", "ode_steps": 3, "spread": 0.3}),
-    "pnp-dm": (20, {"inner_steps": 8}),
+SLICES: dict[str, tuple[int, dict[str, Any]]] = {
+    "daps": (20, {"inner": "exact", "spread": 1.0, "sigma_start": 2.0}),
 }
-"""Solvers of linear scenes: steps, and options other than their own."""
-ANY: dict[str, tuple[int, dict[str, Any]]] = {
-    "daps": (50, {"inner_steps": 40, "ode_steps": 3, "spread": 0.3}),
-    "pnp-dm": (40, {"inner_steps": 8, "chain_steps": 40}),
+"""Of heads: steps, and options other than the solver's own; ``spread`` is what makes its samples know their error."""
+PHANTOM: dict[str, tuple[int, dict[str, Any]]] = {
+    "daps": (20, {"inner": "exact", "spread": 0.7, "sigma_start": 2.0}),
 }
-"""Of the others."""
+MOSAIC: dict[str, tuple[int, dict[str, Any]]] = {
+    "daps": (20, {"inner": "exact", "spread": 0.7, "sigma_start": 1.0}),
+}
+PHASES: dict[str, tuple[int, dict[str, Any]]] = {
+    "daps": (25, {"inner_steps": 40, "ode_steps": 2, "spread": 0.7}),
+}
+BITS: dict[str, tuple[int, dict[str, Any]]] = {
+    "pnp-dm": (
+        16,
+        {"inner_steps": 4, "rho0": 0.6, "rho_min": 0.1, "burn": 0.8, "chain_steps": 20, "step_size": 0.4},
+    ),
+}
+CLIPPED: dict[str, tuple[int, dict[str, Any]]] = {
+    "daps": (25, {"inner_steps": 40, "spread": 0.5, "sigma_start": 1.0}),
+}
 
 MRI_RIVALS: dict[str, Rival] = {"zero-filled": _zero_filled, "total variation": _variation}
 CT_RIVALS: dict[str, Rival] = {"filtered back-projection": _fbp, "SART": _sart, "total variation": _variation}
 PLANES = ("axial", "coronal", "sagittal")
 
 SCENES: dict[str, Scene] = {
-    "mri-4x": Scene("MRI, 4 coils, a quarter of the lines", "brain", PLANES, _mri(4), MRI_RIVALS, LINEAR, _adjoint),
-    "mri-8x": Scene("MRI, 4 coils, an eighth of the lines", "brain", PLANES, _mri(8), MRI_RIVALS, LINEAR, _adjoint),
-    "ct-head": Scene("CT of a head, 30 views", "brain", PLANES, _ct, CT_RIVALS, LINEAR, _sinogram),
+    "mri-4x": Scene("MRI, 4 coils, a quarter of the lines", "brain", PLANES, _mri(4), MRI_RIVALS, SLICES, _lines),
+    "mri-8x": Scene("MRI, 4 coils, an eighth of the lines", "brain", PLANES, _mri(8), MRI_RIVALS, SLICES, _lines),
+    "ct-head": Scene("CT of a head, 30 views", "brain", PLANES, _ct, CT_RIVALS, SLICES, _sinogram),
     "ct-phantom": Scene(
         "CT of a phantom, 30 views",
         "phantoms",
         ("phantom-0", "phantom-1", "phantom-2"),
         _ct,
         CT_RIVALS,
-        LINEAR,
+        PHANTOM,
         _sinogram,
     ),
     "diffraction": Scene(
@@ -261,10 +277,11 @@ SCENES: dict[str, Scene] = {
         ("mountain", "pagoda"),
         lambda shape: (FourierMagnitude(shape), as_noise(0.02)),
         {"hybrid input-output": _input_output},
-        {"daps": (100, {"inner_steps": 40, "ode_steps": 3, "sigma_start": 40.0})},
+        PHASES,
         _pattern,
         grey=True,
         ambiguous=True,
+        start=("hybrid input-output", 0.3),
         size=64,
     ),
     "one-bit": Scene(
@@ -273,7 +290,7 @@ SCENES: dict[str, Scene] = {
         ("mountain", "dahlia"),
         lambda shape: (Identity(in_shape=shape), Quantisation(1, 0.2)),
         {"smoothed shares": _smoothed, "total variation": likeliest},
-        ANY,
+        BITS,
         _itself,
     ),
     "clipped": Scene(
@@ -282,7 +299,7 @@ SCENES: dict[str, Scene] = {
         ("mountain", "dahlia"),
         lambda shape: (Identity(in_shape=shape), Clipped(0.02, 0.25, 0.6)),
         {"the data": lambda problem, _: problem.y, "total variation": likeliest},
-        ANY,
+        CLIPPED,
         _itself,
     ),
     "mosaic": Scene(
@@ -291,7 +308,7 @@ SCENES: dict[str, Scene] = {
         ("mountain", "dahlia"),
         lambda shape: (Mosaic(in_shape=shape), as_noise(0.02)),
         {"interpolated": _mosaic, "total variation": _variation},
-        LINEAR,
+        MOSAIC,
         _itself,
     ),
 }
@@ -309,22 +326,36 @@ class Shot:
     pictures: dict[str, Tensor] = field(default_factory=dict)
 
 
+def facts(scene: str, image: str, solver: str, samples: int = SAMPLES, seed: int = 0) -> Row:
+    """What makes the row of a run, with the values of :data:`KEYS`."""
+    this = find(scene)
+    steps, options = this.solvers.get(solver, (None, {}))
+    words = [f"{name}={value}" for name, value in options.items()]
+    if this.start:
+        words.append(f"from {this.start[0]} with noise of {this.start[1]:g}")
+    row = {"scene": scene, "image": image, "solver": solver, "samples": samples, "steps": steps}
+    row |= {"setting": ", ".join(words), "seed": seed, "prior": this.prior}
+    return row | {"weights": digest(load_prior(this.prior).describe())}
+
+
 def solved(scene: str, image: str, solver: str, samples: int = SAMPLES, seed: int = 0) -> Shot:
     """Run a solver and the classical methods on an image of a scene."""
-    this = find(scene)
+    this, row = find(scene), facts(scene, image, solver, samples, seed)
     x, problem = truth(scene, image), problem_of(scene, image, seed)
     steps, options = this.solvers.get(solver, (None, {}))
     method = get_solver(solver, **options)
-    row: Row = {"scene": scene, "image": image, "solver": solver, "samples": samples, "steps": steps, "seed": seed}
-    row |= {"prior": this.prior, "options": options}
     prior = load_prior(this.prior).in_range(0.0, 1.0)
     seen = problem
     if prior.shape[0] == 3 and x.shape[0] == 1:  # a prior of colours, seen through its luminance
         operator = problem.operator @ Grayscale(in_shape=(3, *x.shape[1:]))
         seen = Problem(problem.y, operator, problem.noise)
+    rivals, count = by_hand(scene, image, seed), max(samples, method.particles)
+    x_init, level = None, None
+    if this.start:
+        x_init, level = rivals[this.start[0]].expand(seen.shape), this.start[1]
     start = time.perf_counter()
     try:
-        result = solve(seen, prior, method, samples=max(samples, method.particles), steps=steps, seed=seed)
+        result = solve(seen, prior, method, samples=count, steps=steps, seed=seed, x_init=x_init, sigma_start=level)
     except UnveilError as error:
         return Shot(row | {"status": "FAILED", "reason": str(error)})
     row |= {"status": result.status.value, "reason": result.reason, "nfe": result.nfe, "vjps": result.vjps}
@@ -333,7 +364,6 @@ def solved(scene: str, image: str, solver: str, samples: int = SAMPLES, seed: in
         return Shot(row)
     row["chi2"] = None if result.misfit is None else float(result.misfit.mean())
     drawn = _drawn(result, this, x, problem)
-    rivals = by_hand(scene, image, seed)
     return Shot(row | scores(drawn, x, rivals), pictures(drawn, x, this.show(problem)[0], rivals))
 
 
@@ -401,6 +431,7 @@ def run(
     path: Path,
     draw: Callable[[str, Shot], object],
     scenes: Sequence[str] = (),
+    images: Sequence[str] = (),
     solvers: Sequence[str] = (),
     samples: int = SAMPLES,
     seed: int = 0,
@@ -408,28 +439,45 @@ def run(
 ) -> int:
     """Measure what ``path`` lacks; ``draw(scene, shot)`` gets the first image of a scene, by the best solver so far.
 
-    Returns 1 if a run failed, else 0. Raises :class:`UnknownName` before anything is computed.
+    Without ``images`` all those of the scenes; else, of each scene, those of its images that are named. A run that
+    failed is tried again. Returns 1 if a run did not end well, else 0. Raises :class:`UnknownName` before anything is
+    computed.
     """
     chosen = {name: find(name) for name in scenes or SCENES}
+    known = {image for scene in chosen.values() for image in scene.images}
+    for image in images:
+        if image not in known:
+            raise unknown("image of these scenes", image, sorted(known))
     for solver in solvers:
         get_solver(solver)
     ledger = Ledger(path, KEYS)
+    there = {_key(row) for row in ledger.rows if row["status"] != "FAILED"}
     bad = 0
     for name, scene in chosen.items():
         for image in scene.images:
+            if images and image not in images:
+                continue
             for solver in solvers or scene.solvers:
-                steps = scene.solvers.get(solver, (None, {}))[0]
-                key = (name, image, solver, samples, steps, seed, scene.prior)
-                if dict(zip(KEYS, key, strict=True)) in ledger:
+                if _key(facts(name, image, solver, samples, seed)) in there:
                     continue
                 shot = solved(name, image, solver, samples, seed)
-                before = [r["psnr"] for r in ledger.rows if r["scene"] == name and r["image"] == image and "psnr" in r]
-                if shot.pictures and image == scene.images[0] and shot.row["psnr"] > max(before, default=-math.inf):
+                rest = [row for row in newest(ledger.rows) if (row["scene"], row["image"]) == (name, image)]
+                best = max((row["psnr"] for row in rest if row["solver"] != solver), default=-math.inf)
+                if shot.pictures and image == scene.images[0] and shot.row["psnr"] > best:
                     draw(name, shot)
                 ledger.add(json.loads(json.dumps(shot.row)))
                 say(words(shot.row))
                 bad |= int(shot.row["status"] != "DONE")
     return bad
+
+
+def _key(row: Row) -> tuple[Any, ...]:
+    return tuple(row[key] for key in KEYS)
+
+
+def newest(rows: Sequence[Row]) -> list[Row]:
+    """Of every solver on every image of a scene the last row that has numbers."""
+    return list({(row["scene"], row["image"], row["solver"]): row for row in rows if "psnr" in row}.values())
 
 
 def words(row: Row) -> str:

@@ -67,6 +67,9 @@ phase-2, their shares, and with them the distance, change from seed to seed.
 """
 
 
+FAITHFUL = 1.25
+"""Factor between the error and what the samples say it is, beyond which a page speaks of it."""
+
 SCENES = """# Instruments
 
 {made} The command that adds to that file, and draws the strips, is
@@ -77,6 +80,8 @@ solvers and by the classical methods of each instrument; these may choose their 
 in dB, a mean over the images. Of {samples} samples: `mean` is that of their mean, `sample` that of one; `90 %` and
 `50 %` the share of pixels whose truth lies in intervals of the samples that should hold it that often; `spread` the
 root mean square error of the mean in units of what the samples say it is: 1 is calibrated, more is over-confident.
+Options of the solvers, the spread of `daps` above all, were chosen on the first image of each scene, the one that is
+shown, with a few samples of it. `deviation` is the samples' standard deviation, `error` that of the mean, on one scale.
 {parts}"""
 
 
@@ -207,24 +212,56 @@ def _cell(row: Row | None) -> str:
 
 def scenes_page(rows: Sequence[Row]) -> str:
     """The page of instruments: a table and a strip of pictures for each scene."""
-    parts = []
+    parts, rows = [], scenes.newest(rows)
     for name, scene in scenes.SCENES.items():
-        done = [row for row in rows if row["scene"] == name and "psnr" in row]
+        done = [row for row in rows if row["scene"] == name]
         if not done:
             continue
-        images = {row["image"] for row in done}
-        parts.append(f"\n## {scene.title}\n\nPrior `{scene.prior}`, {len(images)} of its images.\n")
+        images = list(dict.fromkeys(row["image"] for row in done))
         out = "| method | mean | sample | 90 % | 50 % | spread | evaluations |\n|---|--:|--:|--:|--:|--:|--:|\n"
+        solvers, notes = {}, []
         for solver in dict.fromkeys(row["solver"] for row in done):
             its = [row for row in done if row["solver"] == solver]
-            if {row["image"] for row in its} == images:
+            if {row["image"] for row in its} == set(images):
                 out += _scene_line(solver, its)
+                solvers[solver] = mean(row["psnr"] for row in its)
+                notes += _spread_words(solver, its)
+        rivals = {}
         for rival in scene.rivals:
-            value = mean(_first(done, image)["rivals"][rival] for image in images)
-            out += f"| {rival} | {value:.2f} | | | | | |\n"
-        parts.append(f"{out}\n![{scene.title}](images/scenes/{name}.png)\n")
+            rivals[rival] = mean(_first(done, image)["rivals"][rival] for image in images)
+            out += f"| {rival} | {rivals[rival]:.2f} | | | | | |\n"
+        if solvers:
+            notes.insert(0, _margin_words(solvers, rivals))
+        settings = "; ".join(dict.fromkeys(_setting(row) for row in done))
+        title = f"\n## {scene.title}\n\nPrior `{scene.prior}`; {', '.join(images)}. {settings}.\n"
+        parts.append(f"{title}\n{out}\n{' '.join(notes)}\n\n![{scene.title}](images/scenes/{name}.png)\n")
     samples = ", ".join(str(n) for n in sorted({row["samples"] for row in rows}))
-    return SCENES.format(made=MADE.format(file="scenes.jsonl"), samples=samples, parts="\n".join(parts))
+    return SCENES.format(made=MADE.format(file="scenes.jsonl"), samples=samples, parts="".join(parts))
+
+
+def _setting(row: Row) -> str:
+    parts = [f"{row['steps']} steps" if row["steps"] else "", row["setting"]]
+    return f"`{row['solver']}`: {', '.join(filter(None, parts)) or 'its own settings'}"
+
+
+def _margin_words(solvers: dict[str, float], rivals: dict[str, float]) -> str:
+    """How the best solver stands to the best classical method."""
+    best, other = max(solvers, key=lambda s: solvers[s]), max(rivals, key=lambda r: rivals[r])
+    gain = solvers[best] - rivals[other]
+    how = f"{abs(gain):.2f} dB {'better' if gain > 0 else 'WORSE'}"
+    return f"The mean of `{best}` is {how} than the best classical method, {other}."
+
+
+def _spread_words(solver: str, rows: Sequence[Row]) -> list[str]:
+    """What is to be said of samples that do not know their error."""
+    spreads = [row["spread"] for row in rows if "spread" in row]
+    ratio = mean(spreads) if spreads else 1.0
+    if ratio > FAITHFUL:
+        what = f"over-confident: its error is {ratio:.1f} times what its samples say"
+        return [f"`{solver}` is {what}; its deviation shows where it may be wrong, not by how much."]
+    if ratio < 1 / FAITHFUL:
+        return [f"`{solver}` is too careful: its error is {ratio:.2f} times what its samples say."]
+    return []
 
 
 def _first(rows: Sequence[Row], image: str) -> Row:

@@ -132,6 +132,7 @@ def bench_scenes(
     ),
     pictures: Annotated[Path, typer.Option(help="Folder for a strip of pictures of every scene.")] = Path("scenes"),
     scene: Annotated[list[str] | None, typer.Option(help="Only this scene; may be repeated.")] = None,
+    image: Annotated[list[str] | None, typer.Option(help="Only this image of the scenes; may be repeated.")] = None,
     solver: Annotated[list[str] | None, typer.Option(help="Only this solver; may be repeated.")] = None,
     samples: Annotated[int, typer.Option(min=1, help="Samples of each posterior; calibration takes 19.")] = 19,
 ) -> None:
@@ -142,7 +143,7 @@ def bench_scenes(
     def draw(name: str, shot: Shot) -> None:
         strip(shot, pictures / f"{name}.png")
 
-    raise typer.Exit(run(out, draw, scene or (), solver or (), samples))
+    raise typer.Exit(run(out, draw, scene or (), image or (), solver or (), samples))
 
 
 @bench.command("tradeoff")
