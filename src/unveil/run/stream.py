@@ -270,7 +270,8 @@ def stream(
         never on the batch, the chunk or the worker. With one seed a measurement gives the same samples alone and in
         any batch (measurements then share their random numbers; give one seed each if that matters).
     chunk:
-        Samples that go through a step together; "auto" chooses, and halves on a GPU that is out of memory.
+        Samples that go through a step together; of methods whose particles see each other, those that go through
+        network, operator and likelihood together. "auto" chooses, and halves on a GPU that is out of memory.
     budget:
         Limits after which the run is cancelled.
     x_init, sigma_start:
