@@ -449,6 +449,28 @@ def test_no_more_than_a_chunk_of_particles_is_seen_at_a_time(name, options, kind
     assert torch.equal(apart, together)
 
 
+class Detectors(Operator):
+    """Many measurements of a signal."""
+
+    in_shape = (3, 8, 8)
+
+    def __init__(self, rows):
+        del rows
+
+    def __call__(self, x):
+        return torch.tanh(x.repeat(1, WIDE, 1, 1))
+
+
+@pytest.mark.parametrize("name", ["fk-steering", "tds", "unveil-exact"])
+def test_particles_share_the_data_however_many(name):
+    solver = unveil.get_solver(name, **SHORT.get(name, {}))
+    problem, prior, _ = watched(solver, Detectors)
+    few, many = (
+        peak_of(lambda n=n: unveil.solve(problem, prior, solver, samples=n, steps=3, chunk=2)) for n in (12, 24)
+    )
+    assert (many - few) / 12 < 15 * 3 * 8 * 8 * 4
+
+
 @pytest.mark.parametrize("kind", [WatchedMask, WatchedCurve])
 @pytest.mark.parametrize(("name", "options"), VARIANTS)
 def test_a_particle_more_takes_a_few_states_more(name, options, kind):
@@ -462,6 +484,6 @@ def test_a_particle_more_takes_a_few_states_more(name, options, kind):
         return peak_of(lambda: unveil.solve(problem, prior, solver, samples=particles, steps=4, chunk=2))
 
     few, many, state = 12, 24, 3 * 8 * 8 * 4
-    peak(2)
+    peak(4)  # what is kept is made
     states = (peak(many) - peak(few)) / (many - few) / state
     assert 2 < states < 15, f"{states:.1f} states for a particle, of which one in the operator has {WIDE}"

@@ -164,8 +164,11 @@ class Stream(Iterator[State]):
 
     def _run(self, start: int, stop: int, step: int) -> Run:
         if (start, stop) not in self._spread:
-            rows = slice(start, stop) if self.samples == 1 else self.index[start:stop]
-            self._spread[start, stop] = self.problem.rows(rows)
+            if self.solver.coupled and stop - start == self.samples:
+                spread = self.problem.repeated(start // self.samples, self.samples)
+            else:
+                spread = self.problem.rows(slice(start, stop) if self.samples == 1 else self.index[start:stop])
+            self._spread[start, stop] = spread
         problem = self._spread[start, stop]
         rng = Rng(self.keys[start:stop], step)
         if not self.solver.coupled:
