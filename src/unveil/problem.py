@@ -176,10 +176,17 @@ class Problem:
 
         A slice shares the memory of y.
         """
+        return self._with(self.y[index])
+
+    def repeated(self, row: int, n: int) -> Problem:
+        """The problem with one row of y, n times, that share its memory."""
+        return self._with(self.y[row].expand(n, *self.y.shape[1:]))
+
+    def _with(self, y: Tensor) -> Problem:
         other = object.__new__(Problem)
         for f in dataclasses.fields(self):
             object.__setattr__(other, f.name, getattr(self, f.name))
-        object.__setattr__(other, "y", self.y[index])
+        object.__setattr__(other, "y", y)
         return other
 
     # -- fit of a signal -----------------------------------------------------------------------------------------

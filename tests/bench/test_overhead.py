@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from time import process_time
 from typing import ClassVar
 
 import pytest
 import torch
 from torch import Tensor, nn
+from typer.testing import CliRunner
 
 from unveil.bench import overhead
+from unveil.cli import app
 from unveil.numerics.inner import inner_loop
 from unveil.solvers.base import Run, Solver, State
 
@@ -70,16 +73,46 @@ def test_particles_share_one_measurement(capsys: pytest.CaptureFixture[str], mon
     def measured(solver: Solver, task: str, problem: object, network: object, steps: int, samples: int = 1) -> object:
         del network
         seen.append((solver.name, problem.y.shape[0], samples, steps))  # type: ignore[attr-defined]
-        return overhead.Cost(solver.name, task, 1.2, 1.2, (1.2, 1.2, 1.2), 1.0, {}, 1.0)
+        # a particle method's own loops count
+        return overhead.Cost(solver.name, task, 1.0, 1.2, (1.2, 1.2, 1.2), 1.0, {}, 1.0)
 
     monkeypatch.setattr(overhead, "measure", measured)
-    status = overhead.main(["--tasks", "particles", "--solvers", "tds", "dps", "das", "--steps", "3"])
-    assert seen == [("tds", 1, 64, 3), ("das", 1, 64, 3)]  # dps has no particles
+    status = overhead.main(["--tasks", "particles", "--solvers", "tds", "dps", "smcdiff", "--steps", "3"])
+    assert seen == [("tds", 1, 64, 3), ("smcdiff", 1, 64, 3)]  # dps has no particles
     said = capsys.readouterr().out
     assert status == 1
-    assert "missed: tds with 64 particles; das with 64 particles" in said
-    assert "inpaint; at most 1.05" in said
-    assert "inner loops" not in said
+    assert "missed: tds with 64 particles; smcdiff with 64 particles" in said
+    assert "at most 1.05" in said
+    assert "network calls in the run" not in said
     assert "256 x 256" not in said
     assert overhead.main(["--tasks", "loops", "--solvers", "dps"]) == 0
     assert "particles" not in capsys.readouterr().out
+
+
+def test_the_command_has_the_options_of_the_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Sequence[str]] = []
+    monkeypatch.setattr(overhead, "main", lambda words: asked.append(words) or 0)
+    run = CliRunner().invoke
+    words = [
+        "bench",
+        "overhead",
+        "--solver",
+        "tds",
+        "--solver",
+        "das",
+        "--task",
+        "particles",
+        "--steps",
+        "3",
+        "--folded",
+    ]
+    assert run(app, words).exit_code == 0
+    assert asked == [["--steps", "3", "--folded", "--solvers", "tds", "das", "--tasks", "particles"]]
+    assert run(app, ["bench", "overhead"]).exit_code == 0
+    assert asked[1] == ["--steps", "10"]
+    wrong = run(app, ["bench", "overhead", "--task", "sharpen"])
+    assert wrong.exit_code != 0
+    assert "there is no task 'sharpen'" in str(wrong.exception)
+    assert len(asked) == 2
+    assert set(overhead.USUAL) < set(overhead.TASKS)
+    assert set(overhead.tasks()) < set(overhead.TASKS)

@@ -12,8 +12,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import unveil
+from unveil import Gaussian
 from unveil.bench.counting import Tally, count_steps
 from unveil.operators import Blur, Downsample, Inpainting, gaussian_kernel
+from unveil.operators.base import Linear, Operator, Spectral
+from unveil.priors.base import Prior, expand
 from unveil.priors.networks.unet import UNet
 from unveil.solvers.base import Solver
 from unveil.solvers.variational import FITTED
@@ -293,3 +296,194 @@ def test_memory_does_not_grow_with_the_steps(name):
 
     few, many = peak(5), peak(25)
     assert many <= few + problem.y.nbytes / 2
+
+
+# -- particles --------------------------------------------------------------------------------------------------------
+
+PARTICLES = [n for n in unveil.list_solvers() if unveil.get_solver(n).family == "smc"]
+VARIANTS = [(n, {}) for n in PARTICLES] + [
+    ("tds", {"variance": "dps"}),
+    ("dcps", {"weights": False}),
+    ("fk-steering", {"data_variance": 0.0}),
+    ("fps-smc", {"path": True}),
+    ("unveil-exact", {"renoisings": 0, "langevins": 2}),
+]
+WIDE = 40
+"""Signals that the operators below hold beside their argument, as those of instruments do (coils, rays)."""
+
+
+class Rows:
+    """The most rows seen at a time, by what saw them."""
+
+    def __init__(self):
+        self.most = {}
+        self.graphs = 0
+
+    def see(self, what, x):
+        self.most[what] = max(self.most.get(what, 0), x.shape[0])
+        return x.unsqueeze(-1).expand(*x.shape, WIDE).contiguous().mean(-1)
+
+
+class WatchedMask(Spectral):
+    """A mask that notes the rows it sees, and needs much room."""
+
+    def __init__(self, rows):
+        self.mask, self.rows = torch.arange(3 * 8 * 8).reshape(3, 8, 8) % 3 > 0, rows
+        self.in_shape = (3, 8, 8)
+        self.measured = self.mask.float()
+
+    def s(self, c):
+        return self.mask.to(c)
+
+    def Vt(self, x):
+        return self.rows.see("Vt", x)
+
+    def V(self, c):
+        return self.rows.see("V", c)
+
+    def Ut(self, y):
+        return self.rows.see("Ut", y) * self.mask
+
+    def U(self, c):
+        return self.rows.see("U", c) * self.mask
+
+
+class WatchedLinear(Linear):
+    """The same mask, whose spectral form nobody knows."""
+
+    def __init__(self, rows):
+        self.mask, self.rows, self.in_shape = WatchedMask(rows).mask, rows, (3, 8, 8)
+
+    def __call__(self, x):
+        return self.rows.see("forward", x) * self.mask
+
+    def adjoint(self, y):
+        return self.rows.see("adjoint", y) * self.mask
+
+
+class WatchedCurve(Operator):
+    """A response that is not linear."""
+
+    def __init__(self, rows):
+        self.rows, self.in_shape = rows, (3, 8, 8)
+
+    def __call__(self, x):
+        return torch.tanh(2 * self.rows.see("forward", x))
+
+
+class WatchedNoise(Gaussian):
+    """White noise that notes the rows it is asked of."""
+
+    rows = None
+
+    def log_prob(self, y, clean, measured=None):
+        self.rows.see("log_prob", clean)
+        return super().log_prob(y, clean, measured)
+
+    def score(self, y, clean, measured=None):
+        self.rows.see("score", clean)
+        return super().score(y, clean, measured)
+
+
+class WatchedPrior(Prior):
+    """The prior N(1/2, 1), which notes the rows it sees, and of how many graphs are alive."""
+
+    shape, value_range, sigma_range = (3, 8, 8), (0.0, 1.0), (0.002, 80.0)
+
+    def __init__(self, rows):
+        self.rows, self.now = rows, 0
+
+    def denoise(self, x, sigma):
+        self.rows.most["denoise"] = max(self.rows.most.get("denoise", 0), x.shape[0])
+        return 0.5 + (x - 0.5) / (1 + expand(sigma, x) ** 2)
+
+    def vjp(self, x, sigma):
+        x0 = self.denoise(x, sigma)
+        self.now += x.shape[0]
+        self.rows.graphs = max(self.rows.graphs, self.now)
+
+        def pullback(v):
+            return v / (1 + expand(sigma, v) ** 2)
+
+        weakref.finalize(pullback, self.drop, x.shape[0])
+        return x0, pullback
+
+    def drop(self, n):
+        self.now -= n
+
+
+def watched(solver, kind):
+    """A problem of one measurement that the solver takes, its prior, and what notes the rows; None if there is none."""
+    rows = Rows()
+    noise = WatchedNoise(0.3)
+    object.__setattr__(noise, "rows", rows)
+    if "noiseless" in solver.needs:
+        noise = 0.0
+    x = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    problem = unveil.Problem.simulate(x, kind(rows), noise)
+    return (problem, WatchedPrior(rows), rows) if solver.unfit(problem) is None else None
+
+
+@pytest.mark.parametrize("kind", [WatchedMask, WatchedLinear, WatchedCurve])
+@pytest.mark.parametrize(("name", "options"), VARIANTS)
+def test_no_more_than_a_chunk_of_particles_is_seen_at_a_time(name, options, kind):
+    solver = unveil.get_solver(name, **{**SHORT.get(name, {}), **options})
+    found = watched(solver, kind)
+    if found is None:
+        pytest.skip(f"{name} does not take it")
+    problem, prior, rows = found
+
+    def run(chunk):
+        rows.most.clear()
+        rows.graphs = 0
+        return unveil.solve(problem, prior, solver, samples=8, steps=4, chunk=chunk).samples
+
+    together = run(8)
+    # of a sample of dpg the operator sees all the draws around it at once
+    draws = solver.draws if name == "dpg" else 1
+    assert max(rows.most.values()) == 8 * draws  # all can be seen
+    apart = run(2)
+    assert rows.most["denoise"] == 2
+    assert rows.graphs == (2 if solver.gradient else 0)
+    assert max(rows.most.values()) == 2 * draws, rows.most
+    assert torch.equal(apart, together)
+
+
+class Detectors(Operator):
+    """Many measurements of a signal."""
+
+    in_shape = (3, 8, 8)
+
+    def __init__(self, rows):
+        del rows
+
+    def __call__(self, x):
+        return torch.tanh(x.repeat(1, WIDE, 1, 1))
+
+
+@pytest.mark.parametrize("name", ["fk-steering", "tds", "unveil-exact"])
+def test_particles_share_the_data_however_many(name):
+    solver = unveil.get_solver(name, **SHORT.get(name, {}))
+    problem, prior, _ = watched(solver, Detectors)
+    few, many = (
+        peak_of(lambda n=n: unveil.solve(problem, prior, solver, samples=n, steps=3, chunk=2)) for n in (12, 24)
+    )
+    assert (many - few) / 12 < 15 * 3 * 8 * 8 * 4
+
+
+@pytest.mark.parametrize("kind", [WatchedMask, WatchedCurve])
+@pytest.mark.parametrize(("name", "options"), VARIANTS)
+def test_a_particle_more_takes_a_few_states_more(name, options, kind):
+    solver = unveil.get_solver(name, **{**SHORT.get(name, {}), **options})
+    found = watched(solver, kind)
+    if found is None:
+        pytest.skip(f"{name} does not take it")
+    problem, prior, _ = found
+
+    def peak(particles):
+        return peak_of(lambda: unveil.solve(problem, prior, solver, samples=particles, steps=4, chunk=2))
+
+    few, many, state = 12, 24, 3 * 8 * 8 * 4
+    peak(4)  # what is kept is made
+    states = (peak(many) - peak(few)) / (many - few) / state
+    assert 2 < states < 15, f"{states:.1f} states for a particle, of which one in the operator has {WIDE}"

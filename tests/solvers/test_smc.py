@@ -21,7 +21,7 @@ from unveil.rng import Rng
 from unveil.run import Status, stream
 from unveil.schedules import Schedule
 from unveil.solvers.base import Run
-from unveil.solvers.smc.metric import PSEUDO, Metric
+from unveil.solvers.smc.metric import PSEUDO, Metric, untied, white, widths
 from unveil.solvers.smc.spectrum import of_data
 from unveil.solvers.smc.twist import blurred_likelihood
 from unveil.solvers.smc.unveil_exact import reverse
@@ -379,7 +379,8 @@ def test_the_metric_of_langevin_moves_is_one_matrix(kind):
     u = randn(rows, 5, seed=5)
     Q = spectral.V(torch.eye(5, dtype=torch.float64)).T if kind == "spectral" else torch.eye(5, dtype=torch.float64)
     for part in (slice(0, rows), slice(rows, None)):  # two measurements, of many particles and of few
-        metric, n = Metric(problem.rows(part), score[part], beta[part], len(y[part])), len(y[part])
+        some, n = problem.rows(part), len(y[part])
+        metric = Metric(some, widths(untied(some, score[part]), n), beta[part])
         square = (score[part] @ Q).square().mean(0)
         inverse = Q @ torch.diag((n * square + PSEUDO * square.mean()) / (n + PSEUDO)) @ Q.T
         if kind != "black box":
@@ -387,5 +388,6 @@ def test_the_metric_of_langevin_moves_is_one_matrix(kind):
         torch.testing.assert_close(metric(u[:n]), torch.linalg.solve(inverse, u[:n].T).T, rtol=1e-5, atol=1e-7)
         torch.testing.assert_close(metric.norm2(u[:n]), ((u[:n] @ inverse) * u[:n]).sum(1))
         if n == rows:
-            white = metric.draw(u, Rng([(0, j) for j in range(n)]).together(n)) @ torch.linalg.cholesky(inverse)
-            assert float((torch.cov(white.T) - torch.eye(5)).abs().max()) < 0.04  # five times its standard error
+            noise = white(some, u, Rng([(0, j) for j in range(n)]).together(n))
+            drawn = metric.draw(*noise) @ torch.linalg.cholesky(inverse)
+            assert float((torch.cov(drawn.T) - torch.eye(5)).abs().max()) < 0.04  # five times its standard error

@@ -201,8 +201,25 @@ def bench_auto(
 
 
 @bench.command("overhead")
-def bench_overhead() -> None:
+def bench_overhead(
+    solver: Annotated[list[str] | None, typer.Option(help="Only this solver; may be repeated.")] = None,
+    task: Annotated[
+        list[str] | None,
+        typer.Option(help="inpaint, deblur, superres, particles or loops; may be repeated; all but superres if none."),
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Steps that are timed, of each solver.")] = 10,
+    folded: Annotated[bool, typer.Option("--folded", help="A network that is three times as quick.")] = False,
+) -> None:
     """Time the solvers against their own network calls."""
-    from ..bench.overhead import main as run
+    from ..bench.overhead import TASKS, main
+    from ..registry import lookup
 
-    raise typer.Exit(run([]))
+    for name in solver or []:
+        lookup("solver", name)
+    unknown = [name for name in task or [] if name not in TASKS]
+    if unknown:
+        raise InputError(f"there is no task '{unknown[0]}' in bench overhead: take {', '.join(TASKS)}")
+    words = ["--steps", str(steps), *(["--folded"] if folded else [])]
+    words += ["--solvers", *solver] if solver else []
+    words += ["--tasks", *task] if task else []
+    raise typer.Exit(main(words))

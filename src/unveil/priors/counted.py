@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..numerics.parts import in_parts, parts
 from .base import Prior, Pullback, Sigma
 
 
@@ -41,17 +42,15 @@ class Counted(Prior):
 
     def denoise(self, x: Tensor, sigma: Sigma) -> Tensor:
         self.cost.forward += x.shape[0]
-        if self.chunk is None or x.shape[0] <= self.chunk:
-            return self.prior.denoise(x, sigma)
-        return torch.cat([self.prior.denoise(*part) for part in self._parts(x, sigma)])
+        return in_parts(x.shape[0], self.chunk, lambda part: self.prior.denoise(x[part], _of(sigma, part)))
 
     def vjp(self, x: Tensor, sigma: Sigma) -> tuple[Tensor, Pullback]:
         self.cost.forward += x.shape[0]
         if self.chunk is None or x.shape[0] <= self.chunk:
             x0, pullback = self.prior.vjp(x, sigma)
         else:
-            parts = [self.prior.vjp(*part) for part in self._parts(x, sigma)]
-            x0, pullback = torch.cat([x0 for x0, _ in parts]), _joined([back for _, back in parts], self.chunk)
+            found = [self.prior.vjp(x[part], _of(sigma, part)) for part in parts(x.shape[0], self.chunk)]
+            x0, pullback = torch.cat([x0 for x0, _ in found]), _joined([back for _, back in found], self.chunk)
 
         def counted(v: Tensor) -> Tensor:
             self.cost.backward += v.shape[0]
@@ -65,17 +64,7 @@ class Counted(Prior):
 
     def moments(self, x: Tensor, sigma: Sigma) -> tuple[Tensor, Tensor]:
         self.cost.forward += x.shape[0]
-        if self.chunk is None or x.shape[0] <= self.chunk:
-            return self.prior.moments(x, sigma)
-        means, variances = zip(*(self.prior.moments(*part) for part in self._parts(x, sigma)), strict=True)
-        return torch.cat(means), torch.cat(variances)
-
-    def _parts(self, x: Tensor, sigma: Sigma) -> list[tuple[Tensor, Sigma]]:
-        assert self.chunk is not None
-        rows = torch.split(x, self.chunk)
-        if isinstance(sigma, Tensor) and sigma.ndim:
-            return list(zip(rows, torch.split(sigma, self.chunk), strict=True))
-        return [(part, sigma) for part in rows]
+        return in_parts(x.shape[0], self.chunk, lambda part: self.prior.moments(x[part], _of(sigma, part)))
 
     def given(self, **condition: Any) -> Prior:
         return Counted(self.prior.given(**condition), self.cost, self.chunk)
@@ -88,6 +77,11 @@ class Counted(Prior):
 
     def describe(self) -> dict[str, Any]:
         return self.prior.describe()
+
+
+def _of(sigma: Sigma, part: slice) -> Sigma:
+    """The noise level, one number or [N], of some of the rows."""
+    return sigma[part] if isinstance(sigma, Tensor) and sigma.ndim else sigma
 
 
 def _joined(pullbacks: list[Pullback], chunk: int) -> Pullback:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
+from ..numerics.parts import in_parts
 from ..numerics.resampling import normalise
 from ..priors.base import Prior
 from ..problem import Problem, squared_norm
@@ -23,6 +24,9 @@ from .result import Result
 from .stream import Budget, Status, Stream, stream
 
 GOALS = ("sample", "mmse", "map")
+
+FIT = 16
+"""Samples at most whose fit to the data is computed together."""
 
 OnStep = Callable[[State, Stream], object]
 
@@ -120,9 +124,8 @@ def gather(run: Stream, goal: str, peak_bytes: int = 0) -> Result:
         reason = f": {run.reason}" if run.reason else ""
         raise InputError(f"the run {how.get(run.status, 'has not made its first step')}{reason}; there is no result")
     final = state.x if run.status is Status.DONE else state.x0
-    spread = problem.rows(run.index)
     with torch.no_grad():
-        misfit, residual = _fit(spread, final)
+        misfit, residual = _fit(problem, run.index, final, min(run.chunk or FIT, FIT))
     rows = (problem.y.shape[0], run.samples)
     weights = log_evidence = None
     if "log_weights" in state.aux:
@@ -149,13 +152,18 @@ def gather(run: Stream, goal: str, peak_bytes: int = 0) -> Result:
     )
 
 
-def _fit(problem: Problem, x0: Tensor) -> tuple[Tensor | None, Tensor]:
-    """Chi-square per degree of freedom (None without noise) and the RMS residual, per row."""
-    clean = torch.cat([problem.operator(x) for x in torch.split(x0, 16)])
-    r = problem.y - clean
-    residual = (squared_norm(r) / problem.m).sqrt()
-    variance = problem.noise.variance(clean)
-    if variance is None:
-        return None, residual
-    std = variance**0.5
-    return squared_norm(r / std) / problem.m, residual
+def _fit(problem: Problem, index: Tensor, x0: Tensor, size: int) -> tuple[Tensor | None, Tensor]:
+    """Chi-square per degree of freedom (None without noise) and the RMS residual, per row, ``size`` rows at a time.
+
+    ``index`` [N] says which row of y a signal of x0 [N, *shape] belongs to.
+    """
+
+    def fit(rows: slice) -> tuple[Tensor, ...]:
+        clean = problem.operator(x0[rows])
+        r = problem.y[index[rows]] - clean
+        residual = (squared_norm(r) / problem.m).sqrt()
+        variance = problem.noise.variance(clean)
+        return (residual,) if variance is None else (residual, squared_norm(r / variance**0.5) / problem.m)
+
+    residual, *misfit = in_parts(x0.shape[0], size, fit)
+    return misfit[0] if misfit else None, residual

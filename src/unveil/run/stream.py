@@ -164,8 +164,11 @@ class Stream(Iterator[State]):
 
     def _run(self, start: int, stop: int, step: int) -> Run:
         if (start, stop) not in self._spread:
-            rows = slice(start, stop) if self.samples == 1 else self.index[start:stop]
-            self._spread[start, stop] = self.problem.rows(rows)
+            if self.solver.coupled and stop - start == self.samples:
+                spread = self.problem.repeated(start // self.samples, self.samples)
+            else:
+                spread = self.problem.rows(slice(start, stop) if self.samples == 1 else self.index[start:stop])
+            self._spread[start, stop] = spread
         problem = self._spread[start, stop]
         rng = Rng(self.keys[start:stop], step)
         if not self.solver.coupled:
@@ -270,7 +273,8 @@ def stream(
         never on the batch, the chunk or the worker. With one seed a measurement gives the same samples alone and in
         any batch (measurements then share their random numbers; give one seed each if that matters).
     chunk:
-        Samples that go through a step together; "auto" chooses, and halves on a GPU that is out of memory.
+        Samples that go through a step together; of methods whose particles see each other, those that go through
+        network, operator and likelihood together. "auto" chooses, and halves on a GPU that is out of memory.
     budget:
         Limits after which the run is cancelled.
     x_init, sigma_start:

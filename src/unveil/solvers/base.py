@@ -8,20 +8,23 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, TypeVar, cast
 
 import torch
 from torch import Tensor
 
 from ..noise import Reward
+from ..numerics.parts import in_parts
 from ..operators.base import Linear, Spectral
 from ..priors.base import Prior
 from ..problem import Problem
 from ..rng import Rng
 from ..schedules import Schedule, karras
 from .limits import check_options
+
+T = TypeVar("T", bound="Tensor | tuple[Tensor, ...]")
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,8 @@ class Run:
     """What a step may read: ``problem`` has one row of y per sample, ``prior`` counts its calls.
 
     ``samples`` neighbouring rows belong to one measurement; it is 1 unless the solver is ``coupled``. ``chunk`` bounds
-    the rows that such a solver should hold a graph of at a time; calls of the prior are bounded by themselves.
+    the rows that such a solver works on at a time, by way of :meth:`by_rows`; plain calls of the prior are bounded by
+    themselves.
     """
 
     problem: Problem
@@ -98,6 +102,18 @@ class Run:
         """An empty tensor [N, *shape] of the type and device that states have."""
         return self.problem.like
 
+    def by_rows(self, function: Callable[..., T], *tensors: Tensor) -> T:
+        """``function(problem, *tensors)``, a tensor [N, ...] or several, of ``chunk`` rows at a time.
+
+        For what particles do not see each other in: likelihoods and their gradients, back-propagation, chains. The
+        problem that it gets has the rows of y that belong to those of the ``tensors`` [N, ...].
+        """
+
+        def part(rows: slice) -> T:
+            return function(self.problem.rows(rows), *(t[rows] for t in tensors))
+
+        return in_parts(self.problem.y.shape[0], self.chunk, part)
+
 
 @dataclass(frozen=True)
 class Solver:
@@ -116,8 +132,8 @@ class Solver:
         True if ``State.x`` is a clean signal throughout, not x0 + sigma eps.
     coupled:
         True if the samples of a measurement see each other (particles). They then go through a step together,
-        ``run.samples`` rows for each measurement, whatever the chunk, which only bounds calls of the prior; and a
-        sample depends on how many there are.
+        ``run.samples`` rows for each measurement, whatever the chunk, which bounds what is done to them row by row
+        (:meth:`Run.by_rows`); and a sample depends on how many there are.
     particles:
         The fewest samples per measurement that the solver can work with.
     black_box:

@@ -15,7 +15,7 @@ from ...problem import Problem, squared_norm
 from ...registry import register
 from ..base import Run, State
 from ..moves import ancestral
-from .particles import ParticleSolver, data_possible, exact, graph_rows, owed, per_row, total
+from .particles import ParticleSolver, data_possible, exact, measured, owed, per_row, total
 from .twist import blurred_likelihood
 
 
@@ -105,17 +105,17 @@ class DCPS(ParticleSolver):
             x0 = run.prior.denoise(x, sigma)
             mean, std = ancestral(x, x0, sigma, sigma_next)
             if sigma_next == 0:
-                return state.next(mean, x0, possible=data_possible(run.problem, run.problem.operator(mean)))
+                return state.next(mean, x0, possible=run.by_rows(data_possible, measured(mean, run)))
             mu, log_std = self.fitted(mean, std, sigma_next, tau, run)
             return state.next(mu + log_std.exp() * run.rng.normal(mu), x0)
         x0 = run.prior.denoise(state.x, sigma)
-        twist = self.look(run.problem, state.x, x0, sigma, tau, run.scale)[0]
+        twist = run.by_rows(lambda problem, x, x0: self.look(problem, x, x0, sigma, tau, run.scale)[0], state.x, x0)
         ahead = self.ahead(x0, state, run)
         index, aux = self.resample(state.aux["log_weights"] + state.aux["move"] + twist, state.aux, run)
         x, ahead, x0, twist = (t[index] for t in (state.x, ahead, x0, twist))
         mean, std = ancestral(x, ahead, sigma, sigma_next)
         if sigma_next == 0:
-            weights = aux["log_weights"] + run.problem.log_likelihood(mean).to(exact(mean)) - owed(twist)
+            weights = aux["log_weights"] + run.by_rows(Problem.log_likelihood, mean).to(exact(mean)) - owed(twist)
             return state.next(mean, x0, **{**aux, "log_weights": weights})
         d = self.shift(mean, std, sigma_next, tau, run) / std
         z = run.rng.normal(mean)
@@ -135,15 +135,16 @@ class DCPS(ParticleSolver):
     def shift(self, mean: Tensor, std: float, sigma: float, tau: float, run: Run) -> Tensor:
         """How far the mean of q is moved by the fit."""
         r2, lr = (tau / sigma) ** 2, 0.5 if self.lr is None else self.lr
+
+        def pull(problem: Problem, z: Tensor) -> Tensor:
+            x0, pullback = run.prior.vjp(z, sigma)
+            v = self.look(problem, z, x0, sigma, tau, run.scale)[1]
+            return r2 * v + (1 - r2) * pullback(v)
+
         d = torch.zeros_like(mean)
         for _ in range(self.gradient_steps):
             z = (mean + d).add_(run.rng.normal(mean), alpha=std)
-            pull = []
-            for rows in graph_rows(z, run):
-                x0, pullback = run.prior.vjp(z[rows], sigma)
-                v = self.look(run.problem.rows(rows), z[rows], x0, sigma, tau, run.scale)[1]
-                pull.append(r2 * v + (1 - r2) * pullback(v))
-            d = torch.lerp(d, std**2 * torch.cat(pull), lr)
+            d = torch.lerp(d, std**2 * run.by_rows(pull, z), lr)
         return d
 
     # -- as published ------------------------------------------------------------------------------------------------
@@ -152,16 +153,16 @@ class DCPS(ParticleSolver):
         """Mean and log-deviation of q, by stochastic gradients of fixed length."""
         r2, vp = (tau / sigma) ** 2, (1 + (sigma / run.scale) ** 2) ** 0.5
         size = (1.5 if self.lr is None else self.lr) * (mean[0].numel() / 196608) ** 0.5
+
+        def pull(problem: Problem, z: Tensor, blur: Tensor) -> Tensor:
+            x0, pullback = run.prior.vjp(z, sigma)
+            v = self.data(problem, torch.lerp(x0, z, r2) + blur, tau, run.scale)
+            return r2 * v + (1 - r2) * pullback(v)
+
         mu, log_std = mean, torch.full_like(mean, math.log(std))
         for _ in range(self.gradient_steps):
             noise = log_std.exp() * run.rng.normal(mu)
-            z, blur = mu + noise, tau * (1 - r2) ** 0.5 * run.rng.normal(mu)
-            pull = []
-            for rows in graph_rows(z, run):
-                x0, pullback = run.prior.vjp(z[rows], sigma)
-                v = self.data(run.problem.rows(rows), torch.lerp(x0, z[rows], r2) + blur[rows], tau, run.scale)
-                pull.append(r2 * v + (1 - r2) * pullback(v))
-            up = torch.cat(pull)
+            up = run.by_rows(pull, mu + noise, tau * (1 - r2) ** 0.5 * run.rng.normal(mu))
             down = (mu - mean) / std**2 - up
             wider = (2 * (log_std - math.log(std))).exp() - 1 - up * noise
             mu = mu - size * run.scale * vp * down / _length(down)
@@ -172,13 +173,14 @@ class DCPS(ParticleSolver):
     def moved(self, x: Tensor, sigma: float, tau: float, run: Run) -> Tensor:
         """Tamed Langevin steps on the density of x times the look-ahead's."""
         r2, gamma = (tau / sigma) ** 2, self.gamma * (run.scale**2 + sigma**2)
+
+        def pull(problem: Problem, x: Tensor) -> Tensor:
+            x0, pullback = run.prior.vjp(x, sigma)
+            v = self.data(problem, torch.lerp(x0, x, r2), tau, run.scale)
+            return (x0 - x) / sigma**2 + r2 * v + (1 - r2) * pullback(v)
+
         for _ in range(self.langevin):
-            pull = []
-            for rows in graph_rows(x, run):
-                x0, pullback = run.prior.vjp(x[rows], sigma)
-                v = self.data(run.problem.rows(rows), torch.lerp(x0, x[rows], r2), tau, run.scale)
-                pull.append((x0 - x[rows]) / sigma**2 + r2 * v + (1 - r2) * pullback(v))
-            force = torch.cat(pull)
+            force = run.by_rows(pull, x)
             tamed = gamma / (1 + (self.gamma * gamma) ** 0.5 * _length(force))
             x = (x + tamed * force).add_(run.rng.normal(x), alpha=(2 * gamma) ** 0.5)
         return x

@@ -64,29 +64,29 @@ class DDSMC(ParticleSolver):
 
     def step(self, state: State, run: Run) -> State:
         sigma, sigma_next = run.schedule.pair(state.i)
-        A, data = run.spectral, Spectrum.of(run)
+        data = Spectrum.of(run)
         x0 = run.prior.denoise(state.x, sigma)
         v = self.data_variance * run.scale**2
         rest = ahead_of(run.schedule, state.i)
         rho2 = rest * v / (rest + v)
-        c0 = A.Vt(x0)
+        c0 = data.Vt(x0)
         twist = data.log_normal(data.ybar - c0, data.var + rho2)
         ahead = self.ahead(x0, state, run)
         index, aux = self.resample(state.aux["log_weights"] + state.aux["move"] + twist, state.aux, run)
         x, ahead, x0, twist = (t[index] for t in (state.x, ahead, x0, twist))
         mean, std = ancestral(x, ahead, sigma, sigma_next)
         if sigma_next == 0:
-            final = data.log_normal(data.ybar - A.Vt(mean), data.var)
+            final = data.log_normal(data.ybar - data.Vt(mean), data.var)
             return state.next(mean, x0, **{**aux, "log_weights": aux["log_weights"] + final - twist})
         # x0 given y is N(ahead + gain (ybar - ahead), rho^2 (1 - gain))
         step = 1 - (sigma_next / sigma) ** 2
-        c = A.Vt(ahead)
+        c = data.Vt(ahead)
         rho2 = min(rho2, CAP * std**2 / step**2)
         gain = torch.where(data.seen, rho2 / (rho2 + data.var), 0)
         shift = step * gain * (data.ybar - c)
         var = std**2 - step**2 * rho2 * gain
         z = run.rng.normal(c)
         d = shift + var.sqrt() * z
-        x = mean + A.V(d)
+        x = mean + data.V(d)
         ratio = 0.5 * total(z.square() - d.square() / std**2 + (var / std**2).log())
         return state.next(x, x0, **aux, move=ratio - twist)

@@ -73,7 +73,7 @@ class EKI(Solver):
         ridge = (run.samples - 1) * var * torch.eye(run.samples, dtype=exact(x), device=x.device)
         for _ in range(self.updates):
             y = measured(x, run)
-            alive = data_possible(problem, y)
+            alive = run.by_rows(data_possible, y)
             # perturbed data, less y
             away = (problem.noise.sample(problem.y, run.rng, seen) - problem.y).mul_(self.updates**0.5)
             away.add_(problem.y).sub_(y)

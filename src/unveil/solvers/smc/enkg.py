@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ...problem import Problem
 from ...registry import register
 from ..base import Run, Solver, State
 from ..moves import ode
@@ -90,11 +91,13 @@ class EnKG(Solver):
 
     def pulled(self, x: Tensor, y: Tensor, length: float, run: Run) -> tuple[Tensor, dict[str, Tensor]]:
         """One update of the particles, in the span of the ensemble; and whether the data are possible."""
-        problem = run.problem
-        noiseless = problem.noise.sigma == 0
-        score = problem.y - y if noiseless else problem.noise.score(problem.y, y, problem.operator.measured)
-        c = gram(clouds(score, run), centred(clouds(y, run)))
+
+        def score(problem: Problem, y: Tensor) -> Tensor:
+            noiseless = problem.noise.sigma == 0
+            return problem.y - y if noiseless else problem.noise.score(problem.y, y, problem.operator.measured)
+
+        c = gram(clouds(run.by_rows(score, y), run), centred(clouds(y, run)))
         share = c / torch.linalg.matrix_norm(c, keepdim=True).clamp_min(1e-30)
         spread = centred(clouds(x, run))
         moved = x + length * (share.to(spread) @ spread).reshape(x.shape)
-        return moved, {"possible": data_possible(problem, y)}
+        return moved, {"possible": run.by_rows(data_possible, y)}

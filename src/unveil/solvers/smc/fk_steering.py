@@ -102,12 +102,13 @@ class FKSteering(ParticleSolver):
         steps, first = len(run.schedule), self.begin(run)
         return first <= i <= round(self.last * steps) and (i - first) % max(round(self.every * steps), 1) == 0
 
-    def reward(self, problem: Problem, x0: Tensor, sigma: float, scale: float) -> Tensor:
+    def reward(self, x0: Tensor, sigma: float, run: Run) -> Tensor:
         """What a clean estimate of level sigma is worth [N]."""
         if self.data_variance == 0 or sigma == 0:
-            return self.lam * problem.log_likelihood(x0).to(exact(x0))
-        v = self.data_variance * scale**2
-        return self.lam * blurred_likelihood(problem, x0, sigma**2 * v / (sigma**2 + v), slope=False)[0]
+            return self.lam * run.by_rows(Problem.log_likelihood, x0).to(exact(x0))
+        v = self.data_variance * run.scale**2
+        spread = sigma**2 * v / (sigma**2 + v)
+        return self.lam * run.by_rows(lambda problem, x0: blurred_likelihood(problem, x0, spread, slope=False)[0], x0)
 
     def step(self, state: State, run: Run) -> State:
         sigma, sigma_next = run.schedule.pair(state.i)
@@ -115,12 +116,12 @@ class FKSteering(ParticleSolver):
         ahead = self.ahead(x0, state, run)
         aux, x = state.aux, state.x
         if self.due(state.i, run):
-            aux, (x, ahead, x0) = self.weigh(state, (x, ahead, x0), self.reward(run.problem, x0, sigma, run.scale), run)
+            aux, (x, ahead, x0) = self.weigh(state, (x, ahead, x0), self.reward(x0, sigma, run), run)
         mean, std = ancestral(x, ahead, sigma, sigma_next)
         if sigma_next > 0:
             return state.next(mean.add_(run.rng.normal(mean), alpha=std), x0, **aux)
         # whatever has been paid on the way, the end is weighed by its own reward
-        weights = aux["log_weights"] + self.reward(run.problem, mean, 0.0, run.scale) - aux["paid"]
+        weights = aux["log_weights"] + self.reward(mean, 0.0, run) - aux["paid"]
         return state.next(mean, x0, **{**aux, "log_weights": weights})
 
     def weigh(

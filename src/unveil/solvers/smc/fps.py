@@ -49,23 +49,23 @@ class FPS(Solver):
 
     def init(self, run: Run) -> State:
         state = super().init(run)
-        A, data, sigma = run.spectral, Spectrum.of(run), run.schedule.sigmas[0]
-        middle = A.Vt(state.x0)
+        data, sigma = Spectrum.of(run), run.schedule.sigmas[0]
+        middle = data.Vt(state.x0)
         path = sigma * run.rng.normal(middle)
         gain = torch.where(data.seen, sigma**2 / (sigma**2 + data.var), 0)
         x = middle + gain * (data.ybar + path - middle) + sigma * (1 - gain).sqrt() * run.rng.normal(middle)
-        return replace(state, x=A.V(x), aux={"path": path})
+        return replace(state, x=data.V(x), aux={"path": path})
 
     def step(self, state: State, run: Run) -> State:
         sigma, sigma_next = run.schedule.pair(state.i)
-        A, data, path = run.spectral, Spectrum.of(run), state.aux["path"]
+        data, path = Spectrum.of(run), state.aux["path"]
         x0 = run.prior.denoise(state.x, sigma)
         keep, fresh = (1 - self.c_rate) ** 0.5 * sigma_next / sigma, self.c_rate**0.5 * sigma_next
-        m = A.Vt(torch.lerp(x0, state.x, keep))
+        m = data.Vt(torch.lerp(x0, state.x, keep))
         if sigma_next == 0:
             x = torch.where(data.seen & (data.noise == 0), data.ybar, m)
-            return state.next(A.V(x), x0, path=path)
+            return state.next(data.V(x), x0, path=path)
         path = keep * path + fresh * run.rng.normal(path)
         gain = torch.where(data.seen, fresh**2 / (fresh**2 + data.var), 0)
         x = m + gain * (data.ybar + path - m) + fresh * (1 - gain).sqrt() * run.rng.normal(m)
-        return state.next(A.V(x), x0, path=path)
+        return state.next(data.V(x), x0, path=path)

@@ -78,7 +78,7 @@ class FPSSMC(ParticleSolver):
             return replace(
                 state, aux=without_evidence(state.aux) | {"path": shared_noise(state.x, run, run.schedule.sigmas[0])}
             )
-        A, data, sigma = run.spectral, Spectrum.of(run), run.schedule.sigmas[0]
+        data, sigma = Spectrum.of(run), run.schedule.sigmas[0]
         # the start is drawn given y: p(x) psi(x) is Gaussian, and its integral the first weight
         middle = data.middle
         a, var = self.twist(0, data, run)
@@ -86,7 +86,7 @@ class FPSSMC(ParticleSolver):
         gain, rest = product(data, sigma**2, a, var)
         x = middle + gain * d + rest.sqrt() * run.rng.normal(state.x)
         first = data.log_normal(d, var + (a * sigma) ** 2) + of_data(run)
-        return replace(state, x=A.V(x), aux={**state.aux, "log_weights": first})
+        return replace(state, x=data.V(x), aux={**state.aux, "log_weights": first})
 
     def start(self, run: Run, x_init: Tensor) -> State:
         state, data = super().start(run, x_init), Spectrum.of(run)
@@ -94,18 +94,18 @@ class FPSSMC(ParticleSolver):
             return state
         # what is not drawn given the data is weighed by psi
         a, var = self.twist(0, data, run)
-        first = data.log_normal(data.ybar - torch.lerp(data.middle, run.spectral.Vt(state.x), a), var) + of_data(run)
+        first = data.log_normal(data.ybar - torch.lerp(data.middle, data.Vt(state.x), a), var) + of_data(run)
         return replace(state, aux={**state.aux, "log_weights": first})
 
     def step(self, state: State, run: Run) -> State:
         sigma, sigma_next = run.schedule.pair(state.i)
-        A, data = run.spectral, Spectrum.of(run)
+        data = Spectrum.of(run)
         x0 = run.prior.denoise(state.x, sigma)
         ahead = self.ahead(x0, state, run)
         if self.path:
             return self.follow(state, x0, ahead, data, run)
         mean, std = ancestral(state.x, ahead, sigma, sigma_next)
-        x, m = A.Vt(state.x), A.Vt(mean)
+        x, m = data.Vt(state.x), data.Vt(mean)
         # without noise the last step ends at y itself, and counts as one of the size of its level
         var = sigma**2 if sigma_next == 0 and run.problem.sigma_y == 0 else std**2
         (a, before), (b, after) = self.twist(state.i, data, run), self.twist(state.i + 1, data, run)
@@ -116,24 +116,24 @@ class FPSSMC(ParticleSolver):
         x = (m + gain * away)[index]
         if sigma_next > 0:
             x = x + rest.sqrt() * run.rng.normal(m)
-        return state.next(A.V(x), x0[index], **aux)
+        return state.next(data.V(x), x0[index], **aux)
 
     def follow(self, state: State, x0: Tensor, ahead: Tensor, data: Spectrum, run: Run) -> State:
         """The published step: along the path of the data."""
         sigma, sigma_next = run.schedule.pair(state.i)
-        A, path = run.spectral, state.aux["path"]
+        path = state.aux["path"]
         keep, fresh = (1 - self.c_rate) ** 0.5 * sigma_next / sigma, self.c_rate**0.5 * sigma_next
-        m = A.Vt(torch.lerp(ahead, state.x, keep))
+        m = data.Vt(torch.lerp(ahead, state.x, keep))
         if sigma_next == 0:
             x = torch.where(data.seen & (data.noise == 0), data.ybar, m)
-            return state.next(A.V(x), x0, **state.aux)
+            return state.next(data.V(x), x0, **state.aux)
         path = keep * path + shared_noise(path, run, fresh)
         away = data.ybar + path - m
         gained = data.log_normal(away, fresh**2 + data.var)
         index, aux = self.resample(state.aux["log_weights"] + gained, state.aux, run)
         gain, rest = product(data, fresh**2, 1.0, data.var)
         x = (m + gain * away)[index] + rest.sqrt() * run.rng.normal(m)
-        return state.next(A.V(x), x0[index], **aux, path=path)
+        return state.next(data.V(x), x0[index], **aux, path=path)
 
 
 def product(data: Spectrum, var: float, slope: float, noise: Tensor) -> tuple[Tensor, Tensor]:

@@ -60,25 +60,25 @@ class MCGDiff(ParticleSolver):
 
     def init(self, run: Run) -> State:
         state = super().init(run)
-        A, data, sigma = run.spectral, Spectrum.of(run), run.schedule.sigmas[0]
+        data, sigma = Spectrum.of(run), run.schedule.sigmas[0]
         middle, var = data.middle, self.spread(0, data, run)
         gain = torch.where(data.seen, sigma**2 / (sigma**2 + var), 0)
         x = middle + gain * (data.ybar - middle) + sigma * (1 - gain).sqrt() * run.rng.normal(state.x)
         first = data.log_normal(data.ybar - middle, var + sigma**2) + of_data(run)
-        return replace(state, x=A.V(x), aux={**state.aux, "log_weights": first})
+        return replace(state, x=data.V(x), aux={**state.aux, "log_weights": first})
 
     def start(self, run: Run, x_init: Tensor) -> State:
         # what is not drawn given the data is weighed by psi
         state, data = super().start(run, x_init), Spectrum.of(run)
-        first = data.log_normal(data.ybar - run.spectral.Vt(state.x), self.spread(0, data, run)) + of_data(run)
+        first = data.log_normal(data.ybar - data.Vt(state.x), self.spread(0, data, run)) + of_data(run)
         return replace(state, aux={**state.aux, "log_weights": first})
 
     def step(self, state: State, run: Run) -> State:
         sigma, sigma_next = run.schedule.pair(state.i)
-        A, data = run.spectral, Spectrum.of(run)
+        data = Spectrum.of(run)
         x0 = run.prior.denoise(state.x, sigma)
         mean, std = ancestral(state.x, self.ahead(x0, state, run), sigma, sigma_next)
-        x, m = A.Vt(state.x), A.Vt(mean)
+        x, m = data.Vt(state.x), data.Vt(mean)
         active = data.seen & (data.noise <= sigma)
         last = sigma_next == 0 and run.problem.sigma_y == 0
         var = sigma**2 if last else std**2
@@ -92,4 +92,4 @@ class MCGDiff(ParticleSolver):
         x = m + gain * (data.ybar - m)
         if sigma_next > 0:
             x = x + std * (1 - gain).sqrt() * run.rng.normal(m)
-        return state.next(A.V(x), x0[index], **aux)
+        return state.next(data.V(x), x0[index], **aux)

@@ -62,8 +62,9 @@ def data_possible(problem: Problem, clean: Tensor) -> Tensor:
 
 
 def measured(x: Tensor, run: Run) -> Tensor:
-    """A(x) of all particles [N, ...], with ``run.chunk`` of them going through the operator at a time."""
-    return torch.cat([run.problem.operator(x[rows]) for rows in graph_rows(x, run)])
+    """A(x) of all particles [N, ...]."""
+    y: Tensor = run.by_rows(lambda problem, x: problem.operator(x), x)
+    return y
 
 
 @dataclass(frozen=True)
@@ -166,7 +167,7 @@ class TwistedSolver(ParticleSolver):
         x, ahead, x0, gradient, twist = (t[index] for t in (state.x, ahead, x0, gradient, twist))
         mean, std = ancestral(x, ahead, sigma, sigma_next)
         if sigma_next == 0:
-            weights = aux["log_weights"] + self.likelihood(run.problem, mean) - owed(twist)
+            weights = aux["log_weights"] + run.by_rows(self.likelihood, mean) - owed(twist)
             return state.next(mean, x0, **{**aux, "log_weights": weights})
         x, ratio = shifted(mean, self.push(state.i, run) * gradient, std, run)
         return state.next(x, x0, **aux, move=ratio - owed(twist))
@@ -212,20 +213,12 @@ def without_evidence(aux: dict[str, Tensor]) -> dict[str, Tensor]:
     return {k: v for k, v in aux.items() if k != "log_evidence"}
 
 
-def graph_rows(x: Tensor, run: Run) -> list[slice]:
-    """The rows of x in parts of which a graph may be held at a time."""
-    size = run.chunk or x.shape[0]
-    return [slice(start, start + size) for start in range(0, x.shape[0], size)]
-
-
 def guided(run: Run, x: Tensor, sigma: float, twist: Twist) -> tuple[Tensor, Tensor, Tensor]:
     """x0 = D(x, sigma), log psi(x0) [N] and its gradient in x, with graphs of ``run.chunk`` rows at a time."""
-    parts = []
-    for rows in graph_rows(x, run):
-        x0, pullback = run.prior.vjp(x[rows], sigma)
-        value, gradient = twist(run.problem.rows(rows), x0)
-        parts.append((x0, value, pullback(gradient)))
-    if len(parts) == 1:
-        return parts[0]
-    x0s, values, gradients = zip(*parts, strict=True)
-    return torch.cat(x0s), torch.cat(values), torch.cat(gradients)
+
+    def pulled(problem: Problem, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x0, pullback = run.prior.vjp(x, sigma)
+        value, gradient = twist(problem, x0)
+        return x0, value, pullback(gradient)
+
+    return run.by_rows(pulled, x)

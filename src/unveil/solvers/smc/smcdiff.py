@@ -54,10 +54,10 @@ class SMCDiff(ParticleSolver):
 
     def init(self, run: Run) -> State:
         state = super().init(run)
-        A, data, sigma = run.spectral, Spectrum.of(run), run.schedule.sigmas[0]
-        c = A.Vt(state.x)
+        data, sigma = Spectrum.of(run), run.schedule.sigmas[0]
+        c = data.Vt(state.x)
         path = shared_noise(c, run, sigma)
-        x = A.V(torch.where(data.seen, data.ybar + path, c))
+        x = data.V(torch.where(data.seen, data.ybar + path, c))
         return replace(state, x=x, aux={**state.aux, "path": path})
 
     def born(self, x: Tensor, run: Run) -> dict[str, Tensor]:
@@ -66,19 +66,19 @@ class SMCDiff(ParticleSolver):
 
     def step(self, state: State, run: Run) -> State:
         sigma, sigma_next = run.schedule.pair(state.i)
-        A, data = run.spectral, Spectrum.of(run)
+        data = Spectrum.of(run)
         x0 = run.prior.denoise(state.x, sigma)
         mean, std = ancestral(state.x, self.ahead(x0, state, run), sigma, sigma_next)
-        m, path = A.Vt(mean), state.aux["path"]
+        m, path = data.Vt(mean), state.aux["path"]
         onward = path * (sigma_next / sigma) ** 2
         if sigma_next > 0:
             onward = onward + shared_noise(path, run, std)
         target = data.ybar + onward
         # the last step, to y itself, counts as one of the size of its level
-        var = torch.full_like(m, std**2 if sigma_next > 0 else sigma**2)
+        var = torch.full_like(data.middle, std**2 if sigma_next > 0 else sigma**2)
         weights = state.aux["log_weights"] + data.log_normal(target - m, var)
         index, aux = self.resample(weights, state.aux, run)
         free = m[index]
         if sigma_next > 0:
             free = free + std * run.rng.normal(m)
-        return state.next(A.V(torch.where(data.seen, target, free)), x0[index], **aux, path=onward)
+        return state.next(data.V(torch.where(data.seen, target, free)), x0[index], **aux, path=onward)

@@ -17,7 +17,7 @@ from ...registry import register
 from ...rng import Rng
 from ...schedules import Schedule, karras
 from ..base import Run, Solver, State
-from .metric import Metric
+from .metric import Metric, untied, white, widths
 from .particles import exact, per_row, total
 
 BISECTIONS = 50
@@ -123,7 +123,8 @@ class UnveilExact(Solver):
         aux, n = state.aux, run.samples
         run = replace(run, rng=run.rng.together(n))
         clouds = [self._prior_draw(run) for _ in range(self.oversampling)] if state.i == 0 else [state.x]
-        log_p = torch.cat([run.problem.log_likelihood(x).to(aux["beta"]).view(-1, n) for x in clouds], 1)
+        found = [run.by_rows(Problem.log_likelihood, x) for x in clouds]
+        log_p = torch.cat([log_likelihood.to(aux["beta"]).view(-1, n) for log_likelihood in found], 1)
         # -- temper
         beta = aux["beta"].view(-1, n)[:, :1]
         rise = 1 - beta if state.i + self.rest >= len(run.schedule) - 1 else self._rise(log_p, beta, n)
@@ -176,7 +177,7 @@ class UnveilExact(Solver):
             level = (sigma * 2.0 ** (k % 3 - 1)).clamp(2 * low, run.schedule.sigmas[0])
             z = x + per_row(level, x) * run.rng.normal(x)
             there = reverse(run.prior, z, level, low, self.inner_steps, run.rng)
-            log_there = run.problem.log_likelihood(there).to(beta)
+            log_there = run.by_rows(Problem.log_likelihood, there).to(beta)
             accept = run.rng.uniform(log_p).log() < beta * (log_there - log_p)
             x, log_p = torch.where(per_row(accept, x) > 0, there, x), torch.where(accept, log_there, log_p)
             rate = accept.to(sigma).view(-1, run.samples).mean(1).repeat_interleave(run.samples)
@@ -185,21 +186,19 @@ class UnveilExact(Solver):
 
     @inner_loop
     def _langevin(self, x: Tensor, log_p: Tensor, beta: Tensor, h: Tensor, run: Run) -> tuple[Tensor, Tensor]:
-        problem, level = run.problem, self._low(run)
+        level = self._low(run)
 
         def slope(x: Tensor) -> Tensor:
             return (run.prior.denoise(x, level) - x).div_(level**2)
 
-        temper = per_row(beta.to(x), x)
-        s = slope(x)
-        metric = Metric(problem, s, beta, run.samples)
-        g = s + temper * problem.score(x)
-        for _ in range(self.langevins):
-            hx = per_row(h, x)
-            along = hx**2 / 2 * metric(g)
-            jump = hx * metric.draw(x, run.rng)
+        def moved(
+            problem: Problem, x: Tensor, s: Tensor, g: Tensor, log_p: Tensor, h: Tensor, beta: Tensor, v: Tensor,
+            u: Tensor, *noise: Tensor,
+        ) -> tuple[Tensor, ...]:  # fmt: skip
+            metric, hx = Metric(problem, v, beta), per_row(h, x)
+            jump = hx * metric.draw(*noise)
             forth = metric.norm2(jump)
-            along = along + jump
+            along = hx**2 / 2 * metric(g) + jump
             del jump
             # log p(x') - log p(x), the work of the prior's score along the way
             s_there = slope(x + along)
@@ -207,14 +206,21 @@ class UnveilExact(Solver):
             for t in LOBATTO:
                 work = work + total(along * slope(x + t * along)) * (5 / 12)
             there = x + along
-            g_there = s_there + temper * problem.score(there)
+            g_there = s_there + per_row(beta.to(x), x) * problem.score(there)
             back = metric.norm2(along + hx**2 / 2 * metric(g_there))
             log_there = problem.log_likelihood(there).to(beta)
-            gain = work + (forth - back) / (2 * h**2) + beta * (log_there - log_p)
-            accept = run.rng.uniform(log_p).log() < gain
+            accept = u.log() < work + (forth - back) / (2 * h**2) + beta * (log_there - log_p)
             rows = per_row(accept, x) > 0
             x, s, g = torch.where(rows, there, x), torch.where(rows, s_there, s), torch.where(rows, g_there, g)
-            log_p = torch.where(accept, log_there, log_p)
+            return x, s, g, torch.where(accept, log_there, log_p), accept
+
+        s = slope(x)
+        v = widths(run.by_rows(untied, s), run.samples)
+        g = s + per_row(beta.to(x), x) * run.by_rows(Problem.score, x)
+        for _ in range(self.langevins):
+            noise = white(run.problem, v, run.rng)
+            u = run.rng.uniform(log_p)
+            x, s, g, log_p, accept = run.by_rows(moved, x, s, g, log_p, h, beta, v, u, *noise)
             rate = accept.to(h).view(-1, run.samples).mean(1).repeat_interleave(run.samples)
             h = (h * (0.5 * (rate - 0.57)).exp()).clamp_max(2.0)
         return x, h
