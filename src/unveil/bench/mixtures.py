@@ -198,7 +198,7 @@ def table(rows: Sequence[Row]) -> str:
     good = [r for r in rows if "sw1" in r]
     floors = {(r["d"], r["m"], r["seed"]): r["floor"] for r in good}
     most = max((sum((d, m) == cell for d, m, _ in floors) for cell in cells), default=0)
-    shown = [_interval([v for (d, m, _), v in floors.items() if (d, m) == cell]) for cell in cells]
+    shown = [interval([v for (d, m, _), v in floors.items() if (d, m) == cell]) for cell in cells]
     out += "| exact draws |  | " + " | ".join(shown) + " |\n"
     for solver in sorted({r["solver"] for r in good}):
         its = [r for r in good if r["solver"] == solver]
@@ -214,16 +214,18 @@ def _cell(rows: Sequence[Row], most: int) -> str:
     if not rows:
         return ""
     values = [r["sw1"] for r in rows]
-    text = f"{_interval(values)} ({mean(values) / mean(r['floor'] for r in rows):.1f})"
+    text = f"{interval(values)} ({mean(values) / mean(r['floor'] for r in rows):.1f})"
     return text if len(rows) == most else f"{text} [{len(rows)}]"
 
 
-def _interval(values: Sequence[float]) -> str:
+def interval(values: Sequence[float], digits: int = 2) -> str:
+    """The mean and its 95 % interval (Student's t) in words, without one for a single value."""
     if not values:
         return ""
     if len(values) == 1:
-        return f"{values[0]:.2f}"
-    return f"{mean(values):.2f} ± {student(len(values) - 1) * stdev(values) / math.sqrt(len(values)):.2f}"
+        return f"{values[0]:.{digits}f}"
+    half = student(len(values) - 1) * stdev(values) / math.sqrt(len(values))
+    return f"{mean(values):.{digits}f} ± {half:.{digits}f}"
 
 
 def student(freedom: int) -> float:
