@@ -23,7 +23,7 @@ class Metric:
     """
 
     def __init__(self, problem: Problem, score: Tensor, beta: Tensor, samples: int) -> None:
-        self.A, self.steps = problem.operator, problem.cg_steps
+        self.A, self.steps = problem.operator, problem.iterations
         self.weight = beta / problem.sigma_y**2 if problem.noise.sigma and isinstance(self.A, Linear) else None
         square = self._to(score).square().reshape(-1, samples, *score.shape[1:]).mean(1)
         pooled = per_row(square.flatten(1).mean(1), square)
