@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 import unveil
 from unveil import Gaussian, NoNoise, Poisson, Problem
 from unveil.errors import InputError
+from unveil.noise import FullGaussian
 from unveil.operators import (
     MRI,
     Blur,
@@ -252,6 +254,37 @@ def test_pinv_against_dense_algebra(name):
     torch.testing.assert_close(problem.pinv().flatten(1), expected, rtol=1e-5, atol=1e-5)
 
 
+def test_conjugate_gradients_go_on_longer_without_noise():
+    x = randn(1, *SHAPE)
+    noisy = Problem(LINEAR["plain"](x), LINEAR["plain"], 0.1, SHAPE)
+    clean = dataclasses.replace(noisy, noise=0)
+    assert (noisy.iterations, clean.iterations, dataclasses.replace(clean, noise=0.1).iterations) == (50, 200, 50)
+    assert clean[0].iterations == clean.to("cpu").iterations == clean.rows(torch.zeros(3).long()).iterations == 200
+    told = dataclasses.replace(noisy, cg_steps=3)
+    assert told.iterations == dataclasses.replace(told, noise=0).iterations == 3
+    worse, better = (
+        p.residual(p.prox(torch.zeros_like(x), 1.0)).abs().max() for p in (dataclasses.replace(told, noise=0), clean)
+    )
+    assert float(better) < 1e-3 * float(worse)
+
+
+def test_whitening_decomposes_nothing_before_a_solver_asks(monkeypatch):
+    """Correlated noise makes a matrix of a small operator; its singular values are found for those who need them."""
+    prior = unveil.GaussianPrior(torch.zeros(1, 4, 4), 1.0)
+    y, noise = LINEAR["plain"](randn(1, *SHAPE)).float(), FullGaussian.example((10,))
+    problem = Problem(y, LINEAR["plain"], noise, SHAPE)
+    assert isinstance(problem.white.operator, Matrix)
+
+    def refuse(self):
+        raise AssertionError("decomposed")
+
+    monkeypatch.setattr(Matrix, "_decompose", refuse)
+    for name in ("dps", "mpgd", "dsg"):
+        assert unveil.solve(problem, prior, name, samples=2, steps=3).status.value == "DONE"
+    with pytest.raises(AssertionError, match="decomposed"):
+        unveil.solve(problem, prior, "ddrm", samples=2, steps=3)
+
+
 def test_pullback_is_the_problem_of_the_latent():
     decoder = Matrix(randn(16, 5, seed=14))
 
@@ -354,6 +387,7 @@ def y(*shape):
         (lambda: Problem(y(1, 3), Identity((3,)), float("nan")), "sigma"),
         (lambda: Problem(y(1, 3), Identity((3,)), 0.1, value_range=(1, 0)), "lo < hi"),
         (lambda: Problem(y(1, 3), Unknown(), 0.1), "shape="),
+        (lambda: Problem(y(1, 3), Identity((3,)), 0.1, cg_steps=-1), "cg_steps is a number of iterations"),
         (lambda: Problem(y(1, 1, 4, 4), MRI(torch.ones(4, 4)), 0.1), "y is real, and MRI makes complex"),
         (lambda: Problem(y(1, 3), Identity((3,)), Poisson()).sigma_y, "no single standard deviation"),
         (lambda: Problem(y(1, 10), Curved(), 0.1).pinv(), "not linear"),

@@ -47,7 +47,7 @@ class Problem:
         The units that the signals are to be written in, as black and white of an image.
     cg_steps:
         Iterations of conjugate gradients in :meth:`prox`, :meth:`gain` and :meth:`pinv` for operators without a
-        spectral form. By default 50; without noise 200, since nothing but them bounds the misfit of a projection.
+        spectral form. By default (0) 50; without noise 200, since nothing but them bounds the misfit of a projection.
 
     Raises :class:`InputError` if y holds NaN or infinite values, or shapes do not agree.
     """
@@ -67,7 +67,8 @@ class Problem:
         if not isinstance(self.y, Tensor) or not (self.y.is_floating_point() or self.y.is_complex()):
             raise InputError("y must be a floating-point tensor [B, ...]: convert it with torch.as_tensor(y).float()")
         put(self, "noise", as_noise(self.noise))
-        put(self, "cg_steps", self.cg_steps or (200 if self.noise.sigma == 0 else 50))
+        if self.cg_steps < 0:
+            raise InputError(f"cg_steps is a number of iterations, or 0 for what is usual, got {self.cg_steps}")
         lo, hi = self.value_range
         if not hi > lo:
             raise InputError(f"value_range needs lo < hi, got {self.value_range}")
@@ -154,6 +155,11 @@ class Problem:
         return int(measured.to(torch.float64).expand(self.y.shape[1:]).sum()) * (n // self.y[0].numel())
 
     @property
+    def iterations(self) -> int:
+        """Of conjugate gradients: ``cg_steps``, or what is usual with this noise."""
+        return self.cg_steps or (200 if self.noise.sigma == 0 else 50)
+
+    @property
     def scale(self) -> float:
         """Half the width of the value range: what is 1 for images in [-1, 1]."""
         return (self.value_range[1] - self.value_range[0]) / 2
@@ -224,7 +230,7 @@ class Problem:
         # (A^T A + ratio I)^-1 A^T r: unlike the form with A A^T, solvable at sigma_y = 0 for every r
         b = operator.adjoint(r)
         ratio = noise_var / expand(var, b)
-        return cg(lambda w: operator.normal(w) + ratio * w, b, steps=self.cg_steps)
+        return cg(lambda w: operator.normal(w) + ratio * w, b, steps=self.iterations)
 
     def prox(self, v: Signals, var: Sigma, y: Measurements | None = None) -> Signals:
         """argmin_z |y - A(z)|^2 / (2 sigma_y^2) + |z - v|^2 / (2 var); the projection of v onto A z = y if sigma_y = 0.
@@ -259,7 +265,7 @@ class Problem:
         if isinstance(self.operator, Invertible):
             return self.operator.pinv(self.y)
         operator = self._linear()
-        return cg(operator.normal, operator.adjoint(self.y), steps=self.cg_steps)
+        return cg(operator.normal, operator.adjoint(self.y), steps=self.iterations)
 
     def pullback(self, decoder: Operator) -> Problem:
         """The problem of the latent z with x0 = decoder(z): same data and noise, operator A @ decoder."""

@@ -25,6 +25,15 @@ def test_the_command(tmp_path, capsys):
     assert "other settings (solver" in capsys.readouterr().err
 
 
+def test_weighted_particles_and_data_that_are_neither_linear_nor_gaussian(tmp_path, capsys):
+    for problem in ("phase-2", "photons-2"):
+        out = tmp_path / problem
+        words = ["calibrate", "--solver", "tds", "--problem", problem, "--trials", "20", "--samples", "9"]
+        assert main([*words, "--steps", "20", "--out", str(out)]) == 0
+        assert "20 trials of 9 samples" in capsys.readouterr().out
+        assert {path.name for path in out.iterdir()} >= {"ranks.png", "coverage.png", "verdict.txt", "trials.jsonl"}
+
+
 def test_a_problem_of_a_file(tmp_path, capsys):
     path = tmp_path / "mine.py"
     path.write_text(
@@ -52,7 +61,12 @@ def test_bad_words(tmp_path, capsys):
         ((), "--problem, or --task"),
         (("--problem", "plane-row-0.06"), "did you mean plane-row-0.05"),
         (("--problem", "plane-row-0.05", "--size", "8"), "--size belongs to --task"),
+        (("--problem", "plane-row-0.05", "--scale", "2"), "--scale belongs to --task"),
+        (("--problem", "plane-row-0.05", "--boundary", "reflect"), "--boundary belongs to --task"),
         (("--problem", "plane-row-0.05", "--assumed", "-1"), "--assumed"),
+        (("--problem", "plane-row-0.05", "--trials", "5"), "at least 20 trials"),
+        (("--problem", "plane-row-0.05", "--samples", "3"), "at least 9"),
+        (("--problem", "plane-row-0.05", "--level", "2"), "between 0 and 1"),
         (("--problem", "plane-row-0.05", "--set", "zeta=1"), "option of ddrm"),
         (("--problem", "phase-2"), "it needs an operator"),
         (("--task", "denoise"), "say --size"),

@@ -246,6 +246,14 @@ def test_what_cannot_be_is_refused(make, words) -> None:
         make()
 
 
+def test_a_parameter_with_a_graph_is_bound_without_being_looked_at() -> None:
+    """A tensor of the meta device has no values: to look at them is an error, as on a GPU it is to wait."""
+    rays, offset = ParallelBeam(views(3), (8, 8)), torch.zeros((), device="meta", requires_grad=True)
+    assert rays.bind(offset=2 * offset).offset.is_meta
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        rays.bind(offset=offset.detach())
+
+
 def test_emission_is_blurred_and_attenuated() -> None:
     rays, mu = ParallelBeam(views(6), (16, 16), 23, pixel=2.0), torch.zeros(16, 16)
     mu[4:12, 4:12] = 0.05

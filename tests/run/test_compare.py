@@ -69,6 +69,44 @@ def test_two_operators_in_closed_form():
     assert found.reliable
 
 
+def two_priors():
+    """Two Gaussian priors and the closed form of their Bayes factor: y is N(a m, a C a^T + sigma_y^2) under each."""
+    wide = GaussianPrior([-0.3, 0.1], [[0.9, -0.3], [-0.3, 0.6]], value_range=(-1, 1))
+    known = []
+    for prior in (PRIOR, wide):
+        a, c, m = A[0].double(), prior.covariance, prior.mean
+        known.append(normal(0.6, float(a @ m), float(a @ c @ a) + 0.09))
+    return {"narrow": PRIOR, "wide": wide}, known[0] - known[1]
+
+
+def test_two_priors_in_closed_form():
+    priors, factor = two_priors()
+    found = unveil.compare(problem(), priors)
+    assert found.log_bayes_factor("narrow", "wide") == (pytest.approx(factor, abs=1e-6), 0.0)
+    assert found.best == ("narrow" if factor > 0 else "wide")
+    odds = dict(zip(found.names, found.probability.tolist(), strict=True))
+    assert odds["narrow"] / odds["wide"] == pytest.approx(math.exp(factor), rel=1e-5)
+
+
+@pytest.mark.parametrize("solver", ["dcps", "fps-smc", "tds"])
+def test_particle_methods_choose_as_the_closed_form_does(solver):
+    """Two operators, two priors: the Bayes factor within four standard errors, of at most a tenth."""
+    priors, factor = two_priors()
+    operators = {"sum": problem(A), "difference": problem(B)}
+    between = unveil.compare(operators, PRIOR).log_bayes_factor("sum", "difference")[0]
+    for models, names, known in (
+        ((operators, PRIOR), ("sum", "difference"), between),
+        ((problem(), priors), ("narrow", "wide"), factor),
+    ):
+        found = unveil.compare(*models, solver, samples=512, repeats=8, steps=40)
+        estimate, error = found.log_bayes_factor(*names)
+        assert error < 0.1
+        assert abs(estimate - known) < 4 * error
+        assert abs(known) > 4 * error  # so that a coin would not do
+        assert found.best == names[0 if known > 0 else 1]
+        assert found.reliable
+
+
 def test_two_priors_against_an_integral_on_a_grid():
     found = unveil.compare(problem(), [PRIOR, MODES])
     axis = np.linspace(-5, 5, 1001)

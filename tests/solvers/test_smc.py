@@ -22,11 +22,13 @@ from unveil.run import Status, stream
 from unveil.schedules import Schedule
 from unveil.solvers.base import Run
 from unveil.solvers.smc.metric import PSEUDO, Metric, untied, white, widths
+from unveil.solvers.smc.particles import ParticleSolver
 from unveil.solvers.smc.spectrum import of_data
 from unveil.solvers.smc.twist import blurred_likelihood
 from unveil.solvers.smc.unveil_exact import reverse
 
 PLANE = get_problem("plane-row-0.05")
+SHORT = {"dpg": {"draws": 4}, "enkg": {"updates": 1}}
 
 
 def randn(*shape, seed=0):
@@ -90,10 +92,35 @@ def test_every_way_to_resample_every_measurement_by_itself(scheme):
     torch.testing.assert_close(alone.samples[0], together.samples[1])
 
 
-@pytest.mark.parametrize("solver", ["fps-smc", "mcgdiff", "tds"])
-def test_too_few_particles_are_refused_with_the_mend(solver):
-    with pytest.raises(InputError, match=r"at least 2 particles, got 1: say samples=16"):
-        unveil.solve(PLANE.problem, PLANE.prior, solver, samples=1)
+SMC = unveil.list_solvers(family="smc")
+
+
+def of_plane(solver, y=None):
+    """The problem in the plane with data that this solver takes, noisy or not."""
+    y = PLANE.problem.y if y is None else torch.full_like(PLANE.problem.y, y)
+    noisy, clean = (Problem(y, PLANE.problem.operator, sigma, value_range=(-1.0, 1.0)) for sigma in (0.05, 0))
+    return noisy if solver.unfit(noisy) is None else clean
+
+
+@pytest.mark.parametrize("name", [name for name in SMC if unveil.get_solver(name).coupled])
+def test_too_few_particles_are_refused_with_the_mend(name):
+    solver = unveil.get_solver(name)
+    few = 2 if name in ("eki", "enkg") else 1
+    with pytest.raises(InputError, match=rf"at least {few + 1} particles, got {few}: say samples=16"):
+        unveil.solve(of_plane(solver), PLANE.prior, solver, samples=few)
+
+
+@pytest.mark.parametrize("name", SMC)
+def test_data_that_nothing_can_have_made_end_the_run_in_words(name):
+    """y so far off that its likelihood is zero in every number that there is, wherever the particles are or go."""
+    solver = unveil.get_solver(name, **SHORT.get(name, {}))
+    run = stream(of_plane(solver, 1e25), PLANE.prior, solver, samples=16, steps=6)
+    states = list(run)
+    assert all(bool(torch.isfinite(state.x).all()) for state in states)
+    assert run.status is Status.DIVERGED
+    weighs = issubclass(type(solver), ParticleSolver) or name == "unveil-exact"
+    for word in ["of 6", "check operator, noise and units", *(["effective sample size"] if weighs and states else [])]:
+        assert word in run.reason
 
 
 @dataclass(frozen=True)
@@ -223,7 +250,6 @@ class BlackBox(Operator):
 
 
 BLACK_BOXES = [name for name in unveil.list_solvers() if unveil.get_solver(name).black_box]
-SHORT = {"dpg": {"draws": 4}, "enkg": {"updates": 1}}
 
 
 def test_which_solvers_take_black_boxes():
@@ -242,12 +268,6 @@ def test_a_program_without_derivatives_is_operator_enough(name):
     assert float((A(result.unweighted().samples[0]) - y).abs().mean()) < 0.5 * before
     with pytest.raises(RuntimeError):
         A(result.samples[0].requires_grad_(True))
-
-
-@pytest.mark.parametrize("name", ["eki", "enkg"])
-def test_an_ensemble_of_two_is_refused_with_the_mend(name):
-    with pytest.raises(InputError, match=r"at least 3 particles, got 2: say samples=16"):
-        unveil.solve(PLANE.problem, PLANE.prior, name, samples=2)
 
 
 def test_the_operator_sees_no_more_than_a_chunk_of_particles():

@@ -18,12 +18,13 @@ from ..noise import Gaussian
 from ..operators import Blur, Identity, Inpainting, gaussian_kernel
 from ..priors import GaussianPrior
 from ..problem import Problem
-from ..run import Status, solve, stream
+from ..run import Status, stream
 from ..schedules import Schedule, ddpm_sigmas
 from ..solvers import get_solver
 from ..solvers.base import Solver
-from .exact import judge, yardstick
+from .exact import Row, judge, yardstick
 from .families import RANGE, ExactProblem, exact_problem, get_problem
+from .particles import measure, slope
 
 
 @dataclass(frozen=True)
@@ -134,29 +135,29 @@ def particles_at_work(
     """More particles come closer, as in any Monte Carlo method, and their mean weight is p(y).
 
     The slope, in log-log, of the error of the weighted mean (root mean square over independent runs) on the number of
-    particles is -1/2, here with what that many runs leave uncertain; and the mean of the estimates of p(y) over its
-    closed form is one, within four standard errors, if the solver makes such estimates.
+    particles is -1/2, here with what that many runs leave uncertain; for the weights see :func:`knows_the_evidence`.
     """
-    known = get_problem(problem)
-    y = known.problem.y.repeat(runs, *[1] * (known.problem.y.ndim - 1))
-    exact = known.posterior
-    errors, ratios = [], []
-    for count in (few, many):
-        result = solve(
-            replace(known.problem, y=y), known.prior, solver, samples=count, steps=steps, seed=list(range(runs))
-        )
-        assert result.weights is not None
-        at = torch.einsum("bs,bsn->bn", result.weights.double(), result.samples.double().flatten(2))
-        errors.append(float((at - exact.mean.flatten()).square().sum(1).mean().sqrt()))
-        if result.log_evidence is not None:
-            ratios.append((result.log_evidence.double() - known.prior.log_evidence(known.problem)).exp())
-    slope = math.log(errors[1] / errors[0]) / math.log(many / few)
-    bars = [Bar(f"{solver.name} on {problem}, slope of the error on particles", slope, -0.65, -0.35)]
-    for count, ratio in zip((few, many), ratios, strict=False):
-        spread = 4 * float(ratio.std()) / runs**0.5
-        what = f"{solver.name} on {problem}, p(y) over its closed form with {count} particles"
-        bars.append(Bar(what, float(ratio.mean()), 1 - spread, 1 + spread))
-    return bars
+    rows = [measure(solver, problem, count, steps, runs) for count in (few, many)]
+    fall = Bar(f"{solver.name} on {problem}, slope of the error on particles", slope(rows)[0], -0.65, -0.35)
+    return [fall, *(_unbiased(row) for row in rows if "evidence" in row)]
+
+
+def knows_the_evidence(
+    solver: Solver, problem: str, particles: int = 128, runs: int = 32, steps: int = 50
+) -> list[Bar]:
+    """The mean over runs of the estimates of p(y), over its closed form, is one within four standard errors.
+
+    These are at most a tenth, so that nothing far from one is within them.
+    """
+    row = measure(solver, problem, particles, steps, runs)
+    spread = Bar(f"{solver.name} on {problem}, standard error of p(y)", row["evidence_spread"], 0, 0.1)
+    return [_unbiased(row), spread]
+
+
+def _unbiased(row: Row) -> Bar:
+    spread = 4 * row["evidence_spread"]
+    what = f"{row['solver']} on {row['problem']}, p(y) over its closed form with {row['particles']} particles"
+    return Bar(what, row["evidence"], 1 - spread, 1 + spread)
 
 
 def masked_blur() -> ExactProblem:

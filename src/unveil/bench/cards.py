@@ -16,7 +16,7 @@ from rich.table import Table
 from .._version import __version__
 from ..errors import InputError
 from ..io.atomic import write_text
-from .exact import DRAWS, Row, Setting, Task, run_exact, settings_of
+from .exact import Row, Setting, Task, run_exact, settings_of
 from .families import GATE, get_problem
 
 FOLDER = Path(__file__).parent / "cards"
@@ -63,7 +63,7 @@ def _settings(solver: str, setting: Setting) -> str:
 
 def _rounded(row: Row, digits: int = 4) -> Row:
     short = {k: float(f"{v:.{digits}g}") if isinstance(v, float) else v for k, v in row.items()}
-    return {k: v for k, v in short.items() if k != "solver"}
+    return {k: v for k, v in short.items() if k not in ("solver", "seed")}
 
 
 def write_card(card: dict[str, Any], folder: Path = FOLDER) -> Path:
@@ -85,12 +85,12 @@ def measure_gate(solver: str, problems: Sequence[str] = GATE) -> list[Row]:
     """The reduced measurement of a solver: few problems and samples, the same seeds every time."""
     reduced = [replace(s, steps=s.gate_steps or s.steps) for s in settings_of(solver)]
     work = [
-        Task(solver, setting, p, min(GATE_SAMPLES, setting.samples), 0)
+        Task(solver, setting, p, min(GATE_SAMPLES, setting.samples), (0,))
         for setting in reduced
         for p in problems
         if setting.solver(solver).unfit(get_problem(p).problem) is None
     ]
-    return [task.measure() for task in work]
+    return [row for task in work for row in task.measure()]
 
 
 def gate(solver: str, problems: Sequence[str] = GATE) -> list[str]:
@@ -189,30 +189,3 @@ def run_exact_cli(solvers: list[str] | None, quick: bool, write_cards: bool) -> 
     console.print(table(rows))
     console.print(LEGEND, style="dim", highlight=False)
     return int(any(row["status"] != "DONE" for row in rows))
-
-
-def run_nonlinear_cli(solvers: list[str] | None, path: Path, samples: int, workers: int) -> int:
-    """``unveil bench nonlinear``: measure on the problems with reference posteriors, and print the table.
-
-    Returns the exit status: 1 if a run diverged. Raises :class:`InputError` and :class:`UnknownName`.
-    """
-    from . import nonlinear
-
-    most = nonlinear.POOL // DRAWS
-    if samples > most:
-        raise InputError(f"the reference posteriors are kept as {nonlinear.POOL} draws: --samples {most} at most")
-    console = Console()
-    console.width = max(console.width, 125)
-    with console.status("measuring") as status:
-        rows = run_exact(
-            solvers,
-            nonlinear.NAMES,
-            samples=samples,
-            workers=workers,
-            on_row=lambda row: status.update(f"{row['solver']} {row['setting']} on {row['problem']}: done"),
-            path=path,
-        )
-    shown = [row for row in rows if solvers is None or row["solver"] in solvers]
-    console.print(table(shown))
-    console.print(LEGEND, style="dim", highlight=False)
-    return int(any(row["status"] != "DONE" for row in shown))

@@ -30,7 +30,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,15 @@ SAMPLES = 1000
 
 DRAWS = 6
 """Sets of exact draws that distances and floors are averaged over."""
+
+MOST = 15
+"""Sets of draws of a reference posterior, where there are as many: rare modes are in few of them."""
+
+KEYS = ("solver", "setting", "problem", "samples", "seed")
+"""What tells rows of results from each other."""
+
+EXACT = "exact draws"
+"""In the place of a solver: draws of the posterior itself."""
 
 
 @dataclass(frozen=True)
@@ -194,8 +203,9 @@ class Yardstick:
 
 @cache
 def yardstick(name: str, samples: int) -> Yardstick:
-    """The yardstick of a problem of the family."""
-    return make_yardstick(get_problem(name), samples)
+    """The yardstick of a problem; of a reference posterior with all its draws, up to ``MOST`` sets."""
+    sets = min(MOST, nonlinear.POOL // samples) if name in nonlinear.NAMES else DRAWS
+    return make_yardstick(get_problem(name), samples, sets)
 
 
 def make_yardstick(problem: ExactProblem, samples: int, sets: int = DRAWS) -> Yardstick:
@@ -273,22 +283,49 @@ def run_one(
     yard: Yardstick | None = None,
 ) -> Row:
     """Run a solver on a problem and judge its samples: the numbers of the module's text, and ``status``."""
+    return run_seeds(problem, solver, [seed], steps=steps, samples=samples, point=point, yard=yard)[0]
+
+
+def run_seeds(
+    problem: ExactProblem,
+    solver: Solver,
+    seeds: Sequence[int],
+    *,
+    steps: int | None = None,
+    samples: int = SAMPLES,
+    point: bool = False,
+    yard: Yardstick | None = None,
+) -> list[Row]:
+    """:func:`run_one` for each of several seeds, all in one run, of whose seconds each row has its share.
+
+    If that does not come to an end, as when one of them diverges, each is run by itself.
+    """
     start = time.perf_counter()
-    run = stream(problem.problem, problem.prior, solver, samples=samples, steps=steps, seed=seed)
+    again = problem.problem.rows(torch.zeros(len(seeds), dtype=torch.long))
+    run = stream(again, problem.prior, solver, samples=samples, steps=steps, seed=list(seeds))
     for _ in run:
         pass
-    seconds = time.perf_counter() - start
+    done = run.status is Status.DONE and run.state is not None
+    if not done and len(seeds) > 1:
+        return [run_one(problem, solver, steps=steps, samples=samples, seed=k, point=point, yard=yard) for k in seeds]
     row: Row = {"status": run.status.value, "steps": run.steps, "samples": samples}
-    if run.status is Status.DONE and run.state is not None:
-        row |= judge(problem, run.state.x, yard or make_yardstick(problem, samples), point, weights_of(run.state))
-    return row | {"nfe": run.nfe, "vjps": run.vjps, "seconds": seconds}
+    cost: Row = {"nfe": run.nfe, "vjps": run.vjps, "seconds": (time.perf_counter() - start) / len(seeds)}
+    if not done or run.state is None:
+        return [row | cost]
+    yard = yard or make_yardstick(problem, samples)
+    clouds = run.state.x.reshape(len(seeds), samples, *problem.problem.shape)
+    weights = weights_of(run.state, samples)
+    return [
+        row | judge(problem, x, yard, point, None if weights is None else weights[k]) | cost
+        for k, x in enumerate(clouds)
+    ]
 
 
-def weights_of(state: State) -> Tensor | None:
-    """What the particles of a state of one measurement count [S], None if there is nothing to weigh."""
+def weights_of(state: State, samples: int) -> Tensor | None:
+    """What the particles of a state count, by measurement [B, S]; None if there is nothing to weigh."""
     if "log_weights" not in state.aux:
         return None
-    return normalise(state.aux["log_weights"][None])[0][0]
+    return normalise(state.aux["log_weights"].reshape(-1, samples))[0]
 
 
 # -- the whole table -------------------------------------------------------------------------------------------------
@@ -296,36 +333,35 @@ def weights_of(state: State) -> Tensor | None:
 
 @dataclass(frozen=True)
 class Task:
-    """One row to be measured."""
+    """A setting of a solver on a problem: a row for each seed."""
 
     solver: str
     setting: Setting
     problem: str
     samples: int
-    seed: int
+    seeds: tuple[int, ...]
 
-    @property
-    def key(self) -> Row:
-        """What tells its row from others."""
+    def row(self, seed: int) -> Row:
+        """What tells the row of a seed from others."""
         names = {"solver": self.solver, "setting": self.setting.label, "problem": self.problem}
-        return names | {"samples": self.samples}
+        return names | {"samples": self.samples, "seed": seed}
 
-    def measure(self) -> Row:
+    def measure(self) -> list[Row]:
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
-            row = run_one(
+            rows = run_seeds(
                 get_problem(self.problem),
                 self.setting.solver(self.solver),
+                self.seeds,
                 steps=self.setting.steps,
                 samples=self.samples,
-                seed=self.seed,
                 point=self.setting.point,
                 yard=yardstick(self.problem, self.samples),
             )
         finally:
             torch.set_num_threads(threads)
-        return {"solver": self.solver, "setting": self.setting.label, "problem": self.problem, **row}
+        return [self.row(seed) | row for seed, row in zip(self.seeds, rows, strict=True)]
 
 
 def tasks(
@@ -333,24 +369,31 @@ def tasks(
 ) -> list[Task]:
     """What a run of the ruler measures: each setting of each solver on each problem that it fits."""
     chosen = tuple(problems or (families.QUICK if quick else families.NAMES))
-    few = tuple(p for p in chosen if p in families.QUICK or p in nonlinear.NAMES)
+    few = tuple(p for p in chosen if p in families.QUICK)
+    out = []
+    for name, setting in _settings(solvers):
+        if setting.slow and quick:
+            continue
+        count = min(setting.samples, samples or (200 if quick else SAMPLES))
+        out += _fitting(name, setting, few if setting.slow else chosen, count, (seed,))
+    if not out:
+        raise InputError("none of these solvers fits any of these problems")
+    return out
+
+
+def _settings(solvers: Sequence[str] | None) -> list[tuple[str, Setting]]:
+    """Every setting of these solvers, of all by default. Raises :class:`UnknownName`."""
     known = names("solver")
     for name in solvers or ():
         if name not in known:
             raise unknown("solver", name, known)
-    out = []
-    for name in solvers or known:
-        for setting in settings_of(name):
-            if setting.slow and quick:
-                continue
-            solver = setting.solver(name)
-            count = min(setting.samples, samples or (200 if quick else SAMPLES))
-            for p in few if setting.slow else chosen:
-                if solver.unfit(get_problem(p).problem) is None:
-                    out.append(Task(name, setting, p, count, seed))
-    if not out:
-        raise InputError("none of these solvers fits any of these problems")
-    return out
+    return [(name, setting) for name in solvers or known for setting in settings_of(name)]
+
+
+def _fitting(name: str, setting: Setting, problems: Sequence[str], samples: int, seeds: tuple[int, ...]) -> list[Task]:
+    solver = setting.solver(name)
+    fit = [p for p in problems if solver.unfit(get_problem(p).problem) is None]
+    return [Task(name, setting, p, samples, seeds) for p in fit]
 
 
 def run_exact(
@@ -361,7 +404,6 @@ def run_exact(
     seed: int = 0,
     workers: int = 1,
     on_row: Any = None,
-    path: Path | None = None,
 ) -> list[Row]:
     """Measure solvers on the family of problems with known posteriors.
 
@@ -379,25 +421,80 @@ def run_exact(
     on_row:
         Called with every row as it is ready.
 
-    path:
-        A file that keeps every row as it comes (:class:`~unveil.io.ledger.Ledger`); what it has is not measured again.
-
-    Returns the rows in the order of solvers, settings and problems, those of the file first. Raises
-    :class:`UnknownName`, and :class:`InputError` for a file that holds something else.
+    Returns the rows in the order of solvers, settings and problems. Raises :class:`UnknownName`.
     """
-    ledger = Ledger(path, ("solver", "setting", "problem", "samples"))
-    work = [task for task in tasks(solvers, problems, quick, samples, seed) if task.key not in ledger]
+    return _measure(tasks(solvers, problems, quick, samples, seed), Ledger(None, KEYS), workers, on_row)
 
-    def keep(row: Row) -> None:
-        ledger.add(row)
-        if on_row is not None:
-            on_row(row)
+
+def run_nonlinear(
+    path: Path | None,
+    solvers: Sequence[str] | None = None,
+    problems: Sequence[str] | None = None,
+    samples: int = 200,
+    runs: int = 5,
+    workers: int = 1,
+    on_row: Any = None,
+) -> list[Row]:
+    """Measure solvers on the problems of :mod:`unveil.bench.nonlinear`, ``runs`` seeds of each.
+
+    All settings take as many samples (point estimates their own number), since the floor, and so what a distance is a
+    multiple of, falls with their number. Draws of the references are measured alike, as the solver :data:`EXACT`, each
+    set of the yardstick against the others. ``path`` keeps every row as it comes (:class:`~unveil.io.ledger.Ledger`);
+    what it has is not measured again.
+
+    Returns the rows, those of the file first. Raises :class:`UnknownName`, and :class:`InputError` for a file that
+    holds something else, or more samples than there are draws of the references.
+    """
+    if samples > nonlinear.POOL // DRAWS:
+        raise InputError(
+            f"the reference posteriors are kept as {nonlinear.POOL} draws: --samples {nonlinear.POOL // DRAWS} at most"
+        )
+    chosen, seeds = tuple(problems or nonlinear.NAMES), tuple(range(runs))
+    for name in chosen:
+        if name not in nonlinear.NAMES:
+            raise unknown("problem", name, nonlinear.NAMES)
+    work = []
+    for name, setting in _settings(solvers):
+        work += _fitting(name, setting, chosen, setting.samples if setting.point else samples, seeds)
+    if not work:
+        raise InputError("none of these solvers fits any of these problems")
+    ledger = Ledger(path, KEYS)
+    for name in chosen:
+        for row in exact_rows(name, samples, ledger):
+            ledger.add(row)
+    return _measure(work, ledger, workers, on_row)
+
+
+def exact_rows(name: str, samples: int, ledger: Ledger) -> list[Row]:
+    """Rows of the draws of a reference posterior, each set of its yardstick against the others; those not there yet."""
+    sets = range(min(MOST, nonlinear.POOL // samples))
+    row = {"solver": EXACT, "setting": "", "problem": name, "samples": samples}
+    missing = [k for k in sets if row | {"seed": k} not in ledger]
+    row |= {"status": Status.DONE.value, "steps": 0, "nfe": 0.0, "vjps": 0.0, "seconds": 0.0}
+    rows = []
+    for k in missing:
+        yard = yardstick(name, samples)
+        others = replace(yard, draws=yard.draws[:k] + yard.draws[k + 1 :])
+        rows.append({**row, "seed": k, **judge(get_problem(name), yard.draws[k], others)})
+    return rows
+
+
+def _measure(work: Sequence[Task], ledger: Ledger, workers: int, on_row: Any) -> list[Row]:
+    """The rows of a ledger and of all tasks, of which those that the ledger has are not measured again."""
+    left = [replace(task, seeds=tuple(k for k in task.seeds if task.row(k) not in ledger)) for task in work]
+    missing = [task for task in left if task.seeds]
+
+    def keep(rows: list[Row]) -> None:
+        for row in rows:
+            ledger.add(row)
+            if on_row is not None:
+                on_row(row)
 
     if workers <= 1:
-        for task in work:
+        for task in missing:
             keep(task.measure())
         return ledger.rows
     with pool(workers) as executor:
-        for future in [executor.submit(task.measure) for task in work]:
+        for future in [executor.submit(task.measure) for task in missing]:
             keep(future.result())
     return ledger.rows

@@ -232,7 +232,7 @@ def table(rows: Sequence[Row]) -> str:
     good = [r for r in rows if "sw1" in r]
     floors = {(r["d"], r["m"], r["seed"]): r["floor"] for r in good}
     most = max((sum((d, m) == cell for d, m, _ in floors) for cell in cells), default=0)
-    shown = [_interval([v for (d, m, _), v in floors.items() if (d, m) == cell]) for cell in cells]
+    shown = [interval([v for (d, m, _), v in floors.items() if (d, m) == cell]) for cell in cells]
     out += "| exact draws |  | " + " | ".join(shown) + " |\n"
     for solver, found in ranking(good).items():
         its = [r for r in good if r["solver"] == solver]
@@ -258,20 +258,22 @@ def ranking(rows: Sequence[Row]) -> dict[str, dict[tuple[int, int], float]]:
 def _cell(rows: Sequence[Row], multiple: float | None, most: int) -> str:
     if multiple is None:
         return ""
-    text = f"{_interval([r['sw1'] for r in rows])} ({_short(multiple, 1)})"
+    text = f"{interval([r['sw1'] for r in rows])} ({_short(multiple, 1)})"
     return text if len(rows) == most else f"{text} [{len(rows)}]"
 
 
-def _short(value: float, digits: int = 2) -> str:
+def _short(value: float, digits: int) -> str:
     return f"{value:.{digits}f}" if value < 100 else f"{value:.3g}"
 
 
-def _interval(values: Sequence[float]) -> str:
+def interval(values: Sequence[float], digits: int = 2) -> str:
+    """The mean and its 95 % interval (Student's t) in words, without one for a single value."""
     if not values:
         return ""
     if len(values) == 1:
-        return _short(values[0])
-    return f"{_short(mean(values))} ± {_short(student(len(values) - 1) * stdev(values) / math.sqrt(len(values)))}"
+        return _short(values[0], digits)
+    half = student(len(values) - 1) * stdev(values) / math.sqrt(len(values))
+    return f"{_short(mean(values), digits)} ± {_short(half, digits)}"
 
 
 def student(freedom: int) -> float:

@@ -359,7 +359,8 @@ def calibrate(
     from ..app.tasks import Asked, parse_options
 
     asked = None if task is None else Asked(task, False, mask, kernel, boundary, scale, kind, noise, seed=seed)
-    for name, value in (("prior", prior), ("size", size), ("noise", noise), ("mask", mask), ("kernel", kernel)):
+    of_task = {"prior": prior, "size": size, "noise": noise, "mask": mask, "kernel": kernel}
+    for name, value in (of_task | {"boundary": boundary, "scale": scale, "kind": kind}).items():
         if value is not None and task is None:
             raise InputError(f"--{name} belongs to --task: leave it out with --problem")
     wanted = Wanted(

@@ -36,13 +36,30 @@ def bench_nonlinear(
         "nonlinear.jsonl"
     ),
     solver: Annotated[list[str] | None, typer.Option(help="Only this solver; may be repeated.")] = None,
-    samples: Annotated[int, typer.Option(min=20, help="Samples of each problem, 500 at most.")] = 500,
+    problem: Annotated[list[str] | None, typer.Option(help="Only this problem; may be repeated.")] = None,
+    samples: Annotated[int, typer.Option(min=20, help="Samples of each run, 500 at most.")] = 200,
+    runs: Annotated[int, typer.Option(min=1, help="Runs of each problem, with seeds from 0 on.")] = 5,
     workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
 ) -> None:
     """Measure solvers on lost phases, clipping, few bits and photon counts, against reference posteriors."""
-    from ..bench.cards import run_nonlinear_cli
+    from ..bench.exact import EXACT, run_nonlinear
+    from ..bench.tables import nonlinear_table
 
-    raise typer.Exit(run_nonlinear_cli(solver, out, samples, workers))
+    rows = run_nonlinear(
+        out,
+        solver,
+        problem,
+        samples,
+        runs,
+        workers,
+        lambda r: print(
+            f"{r['solver']} {r['setting']} on {r['problem']}, seed {r['seed']}: {r['status']}, {r['seconds']:.1f} s",
+            file=sys.stderr,
+        ),
+    )
+    shown = [row for row in rows if not solver or row["solver"] in (EXACT, *solver)]
+    print(nonlinear_table(shown))
+    raise typer.Exit(int(any(row["status"] != "DONE" for row in shown)))
 
 
 @bench.command("mixtures")
@@ -81,6 +98,31 @@ def bench_mixtures(
         budget,
     )
     print(mixtures.table(rows))
+
+
+@bench.command("particles")
+def bench_particles(
+    out: Annotated[Path, typer.Option(help="Results, a row for each cell; a run goes on from what is there.")] = Path(
+        "particles.jsonl"
+    ),
+    solver: Annotated[list[str] | None, typer.Option(help="Only this solver; may be repeated.")] = None,
+    problem: Annotated[list[str] | None, typer.Option(help="Only this problem; may be repeated.")] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Steps.")] = 50,
+    runs: Annotated[int, typer.Option(min=4, help="Independent runs of each cell.")] = 64,
+) -> None:
+    """Measure how the error of particle methods falls with their number, and whether they know p(y), on Gaussians."""
+    from ..bench import particles
+
+    rows = particles.run(
+        out,
+        solver,
+        problem,
+        steps,
+        runs,
+        lambda r: print(f"{r['solver']} {r['setting']} on {r['problem']}, {r['particles']} particles", file=sys.stderr),
+    )
+    for name in dict.fromkeys(row["problem"] for row in rows):
+        print(f"{name}\n\n{particles.table([row for row in rows if row['problem'] == name])}")
 
 
 @bench.command("images")

@@ -367,14 +367,17 @@ class Parametric(Operator):
     parameters: ClassVar[tuple[str, ...]] = ()
 
     def bind(self, **parameters: Tensor) -> Parametric:
-        """The operator with these parameters in place of its own. Raises :class:`InputError` for unknown names, and for
-        values that are not finite."""
+        """The operator with these parameters in place of its own.
+
+        Raises :class:`InputError` for unknown names, and for values that are not finite. Those that carry a graph, as
+        in every step of an optimisation, are not looked at, since a GPU would be waited for.
+        """
         for name, value in parameters.items():
             if name not in self.parameters:
                 raise InputError(
                     f"{type(self).__name__} has no parameter '{name}': it has {', '.join(self.parameters)}"
                 )
-            if not bool(torch.isfinite(value.detach()).all()):
+            if not value.requires_grad and not bool(torch.isfinite(value).all()):
                 raise InputError(f"{type(self).__name__}: {name} holds NaN or infinite values: was a step too long?")
         other = object.__new__(type(self))
         vars(other).update(self.__getstate__())

@@ -191,19 +191,25 @@ class Stream(Iterator[State]):
         lo, hi = self.problem.value_range
         limit = BLOW_UP * (max(abs(lo), abs(hi)) + (hi - lo) + max(self.schedule.sigmas))
         if not (x < limit and x0 < limit) or bad:
-            return "gave values that are not finite or far out of range"
+            return (
+                f"gave values that are not finite or far out of range{self._size()}: check operator, noise and units, "
+                "or take shorter steps"
+            )
         return None
 
     def _dead(self, count: float) -> str:
-        before = _weights(self.state) if self.state is not None else None
-        size = ""
-        if before is not None:
-            ess = float(effective_size(normalise(before.reshape(-1, self.samples))[0]).amin())
-            size = f" (effective sample size before it: {ess:.3g} of {self.samples})"
         return (
             f"left no particle of {count:.0f} of {self.problem.y.shape[0]} measurements with a likelihood above zero"
-            f"{size}: use more particles (samples=...) or more steps, and check operator, noise and units"
+            f"{self._size()}: use more particles (samples=...) or more steps, and check operator, noise and units"
         )
+
+    def _size(self) -> str:
+        """The effective sample size of the last good state in words, of a solver that weighs its particles."""
+        before = _weights(self.state) if self.state is not None else None
+        if before is None:
+            return ""
+        ess = float(effective_size(normalise(before.reshape(-1, self.samples))[0]).amin())
+        return f" (effective sample size before it: {ess:.3g} of {self.samples})"
 
     def _drop_a_bad_start(self) -> None:
         start = self.state

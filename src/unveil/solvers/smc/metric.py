@@ -43,7 +43,7 @@ class Metric:
     """P = (Q diag(1 / v) Q^T + beta A^T A / sigma_y^2)^-1 per row, beta [N]; without data's term for other noises."""
 
     def __init__(self, problem: Problem, v: Tensor, beta: Tensor) -> None:
-        self.A, self.steps, self.v = problem.operator, problem.cg_steps, v
+        self.A, self.steps, self.v = problem.operator, problem.iterations, v
         self.weight = beta / problem.sigma_y**2 if problem.noise.sigma and isinstance(self.A, Linear) else None
 
     def __call__(self, u: Tensor) -> Tensor:
