@@ -179,7 +179,7 @@ def test_coils_in_the_layout_of_fastmri(unveil, tmp_path, prior) -> None:
 
 
 def test_one_coil_and_a_mask(unveil, tmp_path) -> None:
-    data = kspace(1, 0.003)[0]
+    data = kspace(1, 0.03)[0]
     parts = np.stack([data.real, data.imag], -1)[:, 0]
     mask = (np.abs(data).sum((0, 1, 2)) > 0).astype(np.float32)
     np.savez(tmp_path / "scan.npz", kspace=parts, mask=mask)
