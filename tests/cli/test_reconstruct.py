@@ -439,7 +439,7 @@ def estimated(path, instrument: str, settings) -> float:
     """The standard deviation in the units of the data, of which a note tells."""
     scan = read_scan(path, instrument, settings)
     (note,) = [note for note in scan.notes if "the noise is estimated" in note]
-    return float(note.split("deviation of ")[1].split()[0])
+    return float(note.split(" in their units")[0].split()[-1])
 
 
 def test_noise_that_is_not_said_is_estimated_with_a_note(tmp_path) -> None:
