@@ -179,7 +179,7 @@ def test_coils_in_the_layout_of_fastmri(unveil, tmp_path, prior) -> None:
 
 
 def test_one_coil_and_a_mask(unveil, tmp_path) -> None:
-    data = kspace(1, 0.003)[0]
+    data = kspace(1, 0.03)[0]
     parts = np.stack([data.real, data.imag], -1)[:, 0]
     mask = (np.abs(data).sum((0, 1, 2)) > 0).astype(np.float32)
     np.savez(tmp_path / "scan.npz", kspace=parts, mask=mask)
@@ -439,7 +439,7 @@ def estimated(path, instrument: str, settings) -> float:
     """The standard deviation in the units of the data, of which a note tells."""
     scan = read_scan(path, instrument, settings)
     (note,) = [note for note in scan.notes if "the noise is estimated" in note]
-    return float(note.split("deviation of ")[1].split()[0])
+    return float(note.split(" in their units")[0].split()[-1])
 
 
 def test_noise_that_is_not_said_is_estimated_with_a_note(tmp_path) -> None:

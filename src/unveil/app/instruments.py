@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..classical.instruments import hybrid_input_output, mlem
 from ..errors import InputError, unknown
-from ..noise import Noise, Poisson, estimate_sigma
+from ..noise import Noise, Poisson, noise_level
 from ..operators import (
     MRI,
     PET,
@@ -55,14 +55,17 @@ def measure(scan: Scan, k: int, channels: int | None) -> Measured:
     return maker(scan, k, channels)
 
 
-def _noise(scan: Scan, estimate: Callable[[], float]) -> float:
+def _noise(scan: Scan, y: Tensor, operator: Operator) -> float:
     """The standard deviation that the configuration says, else an estimate, and a warning that it is one."""
     if "noise" in scan.table:
         return float(scan.table["noise"])
-    sigma = estimate()
+    level = noise_level(y, operator)
+    sigma = float(level.sigma[0])
+    how = "at most" if bool(level.upper[0]) else "about"
+    why = "; where it was sought the signal is seen too" if bool(level.upper[0]) else ""
     warnings.warn(
-        f"the noise is estimated from the data, a standard deviation of {sigma:.3g} in their units: likely too large "
-        "where there are fine details; if it is known, say noise = ... in the configuration",
+        f"the noise is estimated from the data, a standard deviation of {how} {sigma:.3g} in their units{why}; if it "
+        "is known, say noise = ... in the configuration",
         UserWarning,
         stacklevel=4,
     )
@@ -82,8 +85,7 @@ def _measure_mri(scan: Scan, k: int, channels: int | None) -> Measured:
             MRI(arrays["mask"], in_shape=(2, *y.shape[-2:])) if maps is None else MultiCoilMRI(arrays["mask"], maps)
         )
         phase = arrays["phase"][k]
-    far = _path_end(arrays["points"]) if "points" in arrays else _corners(arrays["mask"])
-    sigma = _noise(scan, lambda: _outer(y, far))
+    sigma = _noise(scan, y, operator)
     white = float(scan.table.get("white", 0)) or _level(_bare(operator, y).abs())
     seen = operator if channels == 2 else operator @ Phased(phase)
     return Measured(y / white, seen, as_noise(sigma / white), 0.0, white, ("zero-filled", "tv"), channels == 2)
@@ -96,30 +98,6 @@ def _bare(operator: Any, y: Tensor) -> Tensor:
     gain = (y.conj() * again).real.sum() / again.abs().square().sum().clamp(min=1e-30)
     image: Tensor = torch.complex(x[0, 0], x[0, 1]) * gain
     return image
-
-
-def _outer(y: Tensor, far: Tensor) -> float:
-    """The noise in each part of k-space, from the median magnitude far from the middle, where there is little else."""
-    values = y[0][:, far].abs().flatten()
-    values = values[values > 0]
-    return float(values.median()) / 1.17741 if len(values) else 0.0
-
-
-def _corners(mask: Tensor) -> Tensor:
-    """Where k-space [H, W] was measured far from its middle."""
-    h, w = mask.shape
-    rows, columns = ((torch.arange(n) - n // 2) / (n / 2) for n in (h, w))
-    radius = torch.hypot(rows[:, None].expand(h, w), columns.expand(h, w)) * (mask > 0)
-    found: Tensor = radius > radius.max() * 0.8
-    return found
-
-
-def _path_end(points: Tensor) -> Tensor:
-    """The points [m, 2] of the Fourier plane that are farthest from its middle, a twentieth."""
-    radius = torch.linalg.vector_norm(points, dim=1)
-    least = int(0.95 * (len(radius) - 1)) + 1  # quantile() takes sixteen million values at most
-    found: Tensor = radius >= radius.kthvalue(least).values
-    return found
 
 
 def _level(values: Tensor) -> float:
@@ -167,7 +145,7 @@ def _projector(scan: Scan, factor: float) -> ParallelBeam | FanBeam | ConeBeam:
 def _measure_ct(scan: Scan, k: int, channels: int | None) -> Measured:  # noqa: ARG001
     y, operator = scan.arrays["y"][k : k + 1, None], _beam(scan)
     shape = (1, *operator.size)
-    sigma = _noise(scan, lambda: float(estimate_sigma(y)[0]))
+    sigma = _noise(scan, y, operator)
     black = float(scan.table.get("black", 0))
     white = float(scan.table.get("white", 0)) or _level(operator.fbp(y, "hann"))
     if not white > black:
@@ -201,8 +179,7 @@ def _measure_mosaic(scan: Scan, k: int, channels: int | None) -> Measured:  # no
     y = scan.arrays["y"][k : k + 1]
     white = float(scan.table.get("white", 1.0))
     operator = Mosaic(scan.table.get("pattern", scan.form.facts.get("pattern", "rggb")), (3, *y.shape[-2:]))
-    cells = torch.nn.functional.pixel_unshuffle(y[:, :, : y.shape[2] // 2 * 2, : y.shape[3] // 2 * 2], 2)
-    sigma = _noise(scan, lambda: float(estimate_sigma(cells)[0]))
+    sigma = _noise(scan, y, operator)
     return Measured(y / white, operator, as_noise(sigma / white), 0.0, white, ("interpolated",))
 
 
@@ -211,7 +188,7 @@ def _measure_interferometer(scan: Scan, k: int, channels: int | None) -> Measure
     height, width = table["size"]
     operator = Interferometer(scan.arrays["uv"], (height, width), float(table["pixel"]))
     operator.in_shape = (1, height, width)
-    sigma = _noise(scan, lambda: _outer(y, _path_end(scan.arrays["uv"])))
+    sigma = _noise(scan, y, operator)
     x = operator.adjoint(y)
     again = operator(x)
     gain = float((y.conj() * again).real.sum() / again.abs().square().sum().clamp(min=1e-30))
@@ -230,7 +207,7 @@ def _measure_diffraction(scan: Scan, k: int, channels: int | None) -> Measured: 
             f"the field, {field[0]} x {field[1]}, is as many times the image, {h} x {w}, along rows as along columns: "
             "correct size, or crop the data"
         )
-    sigma = _noise(scan, lambda: float(estimate_sigma(y)[0]))
+    sigma = _noise(scan, y, operator)
     if sigma == 0 and "noise" not in table:
         raise InputError("most values are alike, which tells nothing of the noise: say noise = ..., 0 for none")
     white = float(table.get("white", 0))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from .base import Noise
 from .counting import Poisson, PoissonGaussian, Speckle
 from .detectors import Clipped, Impulse, Laplace, Quantisation, Rician
-from .estimate import estimate_poisson_gaussian, estimate_sigma
+from .estimate import NoiseLevel, estimate_poisson_gaussian, estimate_sigma, noise_level
 from .gaussian import CirculantGaussian, DiagonalGaussian, FullGaussian, Gaussian, NoNoise
 from .reward import Reward
 
@@ -19,6 +19,7 @@ __all__ = [
     "Laplace",
     "NoNoise",
     "Noise",
+    "NoiseLevel",
     "Poisson",
     "PoissonGaussian",
     "Quantisation",
@@ -27,4 +28,5 @@ __all__ = [
     "Speckle",
     "estimate_poisson_gaussian",
     "estimate_sigma",
+    "noise_level",
 ]

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..numerics.lanczos import irregular, largest_eigenvalue
+from .layout import Layout, plain
 
 Shape = tuple[int, ...]
 
@@ -134,6 +135,13 @@ class Operator(ABC):
         """y with zeros at placeholders."""
         measured = self.measured
         return y if measured is None else y * self.tensor("measured", y, lambda: measured)
+
+    def layouts(self, y: Tensor) -> tuple[Layout, ...]:
+        """Arrangements of measurements [N, *out_shape] in which signals leave little and white noise is still white.
+
+        For :func:`~unveil.noise.noise_level`, which believes the lowest. Smooth images, if not said otherwise.
+        """
+        return (plain(y, self.measured),)
 
     def __getstate__(self) -> dict[str, Any]:
         """What makes the operator: its attributes without what :meth:`tensor` keeps."""

@@ -12,6 +12,7 @@ from ..errors import InputError
 from ..registry import register
 from .base import Linear, Operator, Parametric, Shape, broadcasts
 from .fourier import to_complex, to_real
+from .layout import Layout, kspace
 from .masks import equispaced_lines
 
 
@@ -78,6 +79,9 @@ class MultiCoilMRI(Parametric, Linear):
         f = torch.fft.ifftshift(self.at_data(y), self._axes)
         z = torch.fft.fftshift(torch.fft.ifftn(f, dim=self._axes, norm="ortho"), self._axes)
         return to_real((z * self._sensitivities(y.real).conj()).sum(1))
+
+    def layouts(self, y: Tensor) -> tuple[Layout, ...]:
+        return (kspace(y, self.measured),) if y.ndim == 4 else super().layouts(y)
 
 
 def check_finite(maps: Tensor) -> None:

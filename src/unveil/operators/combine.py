@@ -12,6 +12,7 @@ from torch import Tensor
 from ..errors import InputError
 from ..io.digest import digest
 from .base import Linear, Operator, Shape, Spectral
+from .layout import Layout
 
 
 class Composed(Operator):
@@ -47,6 +48,9 @@ class Composed(Operator):
 
     def smooth(self, x: Tensor) -> Tensor:
         return self.outer.smooth(self.inner.smooth(x))
+
+    def layouts(self, y: Tensor) -> tuple[Layout, ...]:
+        return self.outer.layouts(y)
 
     def linearize(self, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         between, inner_back = self.inner.linearize(x)
@@ -300,6 +304,9 @@ class Affine(Operator):
 
     def shape_in(self, out_shape: Shape) -> Shape | None:
         return self.operator.shape_in(out_shape)
+
+    def layouts(self, y: Tensor) -> tuple[Layout, ...]:
+        return self.operator.layouts(y - self.shift(y))
 
     def shift(self, like: Tensor) -> Tensor:
         """b like ``like`` [N, ...], zero at placeholders."""

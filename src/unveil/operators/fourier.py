@@ -16,6 +16,7 @@ from torch import Tensor
 from ..errors import InputError
 from ..registry import register
 from .base import Operator, Shape, Spectral, broadcasts
+from .layout import Layout, kspace
 from .masks import radial_mask, random_lines
 
 
@@ -205,6 +206,14 @@ class Fourier(Spectral):
         s = self._plane("s", y)
         gain = f(s.reshape(*[1] * (y.ndim - s.ndim), *s.shape)) * self._plane("share", y)
         return self._back(torch.fft.ifftn(self._natural(y) * gain, dim=self._axes, norm="ortho"))
+
+    def layouts(self, y: Tensor) -> tuple[Layout, ...]:
+        if self.dims != 2:
+            return super().layouts(y)
+        mask = (self.weights > 0).expand(*self.weights.shape[:-2], *y.shape[-2:])
+        if not self.centred:
+            y, mask = torch.fft.fftshift(y, self._axes), torch.fft.fftshift(mask, self._axes)
+        return (kspace(y, mask),)
 
     def weighted(self, weights: Tensor) -> Fourier:
         """The same operator with its weights multiplied by others."""

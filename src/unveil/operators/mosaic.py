@@ -8,6 +8,7 @@ from torch import Tensor
 from ..errors import InputError
 from ..registry import register
 from .base import Operator, Shape, Spectral
+from .layout import Layout, plain
 
 PATTERNS = {
     "rggb": ("rg", "gb"),
@@ -92,3 +93,10 @@ class Mosaic(Spectral):
 
     def adjoint(self, y: Tensor) -> Tensor:
         return self.Ut(y)
+
+    def layouts(self, y: Tensor) -> tuple[Layout, ...]:
+        """Each place of the pattern is an image of its own, of one colour."""
+        h, w = len(self.pattern), len(self.pattern[0])
+        rows, columns = y.shape[-2] // h, y.shape[-1] // w
+        cells = y[:, 0, : rows * h, : columns * w].reshape(-1, rows, h, columns, w)
+        return (plain(cells.permute(0, 2, 4, 1, 3).flatten(1, 2)),)

@@ -16,6 +16,7 @@ from ..registry import register
 from .base import Linear, Operator, Parametric, Shape
 from .coils import birdcage_maps, check_finite
 from .fourier import to_complex, to_real
+from .layout import Layout, points
 from .masks import radial_trajectory
 from .rays import transposable
 
@@ -92,6 +93,9 @@ class NonuniformFourier(Linear):
     def adjoint(self, y: Tensor) -> Tensor:
         z = self._type1(y)
         return to_real(z.squeeze(1)) if self.complex_signal else z.real
+
+    def layouts(self, y: Tensor) -> tuple[Layout, ...]:
+        return (points(y, torch.linalg.vector_norm(self.points.detach().to(y.device), dim=1)),)
 
     # -- transforms of complex images [N, C, H, W] ----------------------------------------------------------------
 

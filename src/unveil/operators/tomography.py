@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -14,6 +15,7 @@ from ..registry import register
 from .base import Linear, Operator, Parametric, Shape, broadcasts
 from .blur import Blur
 from .kernels import gaussian_kernel
+from .layout import Layout, plain
 from .rays import Rays
 
 MEMORY = 2.0**30
@@ -81,6 +83,11 @@ class Tomography(Parametric, Rays):
         from .fbp import fbp
 
         return fbp(self, y, window)
+
+    def layouts(self, y: Tensor) -> tuple[Layout, ...]:
+        """Smooth along the detector, and along the views where there are many; rays that met much are the noisier."""
+        both = plain(y)
+        return replace(both, uneven=True), replace(both, axes=(-1, -1, -1), uneven=True)
 
     def astra(self, channels: int = 1, kind: str | None = None) -> Linear:
         """The same projections by the package astra-toolbox. See :mod:`unveil.operators.astra`."""
