@@ -99,7 +99,7 @@ SCENES = """# Instruments
 
 What instruments measure of images that are known and that no prior of this package was trained on, reconstructed by
 solvers and by the classical methods of each instrument; these may choose their parameters with the truth at hand. PSNR
-in dB, a mean over the images. Of {samples} samples: `mean` is that of their mean, `sample` that of one; `90 %` and
+in dB, a mean over the images. Of the samples: `mean` is that of their mean, `sample` that of one; `90 %` and
 `50 %` the share of pixels whose truth lies in intervals of the samples that should hold it that often; `spread` the
 root mean square error of the mean in units of what the samples say it is: 1 is calibrated, more is over-confident.
 Options of the solvers, the spread of `daps` above all, were chosen on the first image of each scene, the one that is
@@ -282,13 +282,12 @@ def scenes_page(rows: Sequence[Row]) -> str:
         settings = "; ".join(dict.fromkeys(_setting(row) for row in done))
         title = f"\n## {scene.title}\n\nPrior `{scene.prior}`; {', '.join(images)}. {settings}.\n"
         parts.append(f"{title}\n{out}\n{' '.join(notes)}\n\n![{scene.title}](images/scenes/{name}.png)\n")
-    samples = ", ".join(str(n) for n in sorted({row["samples"] for row in rows}))
-    return SCENES.format(made=MADE.format(file="scenes.jsonl"), samples=samples, parts="".join(parts))
+    return SCENES.format(made=MADE.format(file="scenes.jsonl"), parts="".join(parts))
 
 
 def _setting(row: Row) -> str:
-    parts = [f"{row['steps']} steps" if row["steps"] else "", row["setting"]]
-    return f"`{row['solver']}`: {', '.join(filter(None, parts)) or 'its own settings'}"
+    parts = [f"{row['samples']} samples", f"{row['steps']} steps" if row["steps"] else "", row["setting"]]
+    return f"`{row['solver']}`: {', '.join(filter(None, parts))}"
 
 
 def _margin_words(solvers: dict[str, float], rivals: dict[str, float]) -> str:
