@@ -33,8 +33,8 @@ WEIGHTINGS: dict[str, Callable[[float], float]] = {
 }
 """f(sigma) of lambda_t = lambda f(1 / SNR_t), SNR_t = 1 / sigma the ratio of amplitudes (paper, section 4.2)."""
 
-STEP, RATIO = 0.1, 1.02
-"""Of SURE's finite differences: of y in units of sigma_y, and of lam, as a factor."""
+STEP, RATIO, FLAT = 0.1, 1.02, 1e-4
+"""Of SURE's finite differences: of y in units of sigma_y, and of lam, as a factor. A slope, in sigma_y^2, to ignore."""
 
 ORDERS = ("descending", "ascending", "random")
 
@@ -232,7 +232,8 @@ class REDDiff(Solver):
         rise = sure(there, there_moved, y, shift) - sure(here, moved, y, shift)
         rate = self.lam_lr * (1 - i / len(run.schedule))
         slope = rise / (math.log(RATIO) * run.problem.sigma_y**2)
-        log_lam, lam_m, lam_v = adam_update(aux["log_lam"], slope, aux["lam_m"], aux["lam_v"], i + 1, rate)
+        # below FLAT a slope is rounding, which Adam would blow up
+        log_lam, lam_m, lam_v = adam_update(aux["log_lam"], slope, aux["lam_m"], aux["lam_v"], i + 1, rate, eps=FLAT)
         mu = _fours(mu)
         moments = {k: _fours(v) for k, v in moments.items()}
         apart = mu[:, 1:] - mu[:, :1]
