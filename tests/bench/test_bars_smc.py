@@ -27,9 +27,9 @@ def test_the_error_falls_with_the_particles_and_the_evidence_is_unbiased(solver)
     assert not failures(bars)
 
 
-@pytest.mark.parametrize("solver", ["fps-smc", "tds"])
-def test_the_evidence_of_a_blurred_texture_is_unbiased(solver):
-    assert not failures(knows_the_evidence(get_solver(solver), "texture-blur-0.5"))
+@pytest.mark.parametrize(("solver", "options"), [("dcps", {"blocks": 1}), ("fps-smc", {}), ("tds", {})])
+def test_the_evidence_of_a_blurred_texture_is_unbiased(solver, options):
+    assert not failures(knows_the_evidence(get_solver(solver, **options), "texture-blur-0.5"))
 
 
 def test_unveil_exact_is_at_the_floor_of_a_mixture_and_knows_the_evidence():

@@ -98,7 +98,7 @@ def test_particle_methods_choose_as_the_closed_form_does(solver):
         ((operators, PRIOR), ("sum", "difference"), between),
         ((problem(), priors), ("narrow", "wide"), factor),
     ):
-        found = unveil.compare(*models, solver, samples=512, repeats=8, steps=40)
+        found = unveil.compare(*models, solver, samples=128, repeats=16, steps=50)
         estimate, error = found.log_bayes_factor(*names)
         assert error < 0.1
         assert abs(estimate - known) < 4 * error

@@ -62,9 +62,9 @@ The distance is the sliced Wasserstein-2 distance of {samples} samples to as man
 of what such draws have among themselves (both root mean squares over {exact} sets of draws): 1 is perfect. It is the
 mean over {runs} runs with its 95 % confidence interval (Student's t); in round brackets the ratio of standard
 deviations. The first line is what the draws themselves have, each set against the others: no solver can be told from a
-perfect one by less than that. A dash: the solver does not take the problem, or was not run. A point estimate has its
-error of the mean instead, in posterior standard deviations, in italics. "near" counts the problems whose mean distance
-is at most 2.
+perfect one by less than that. A dash: the solver does not take the problem, or was not run (as those without a line
+were not). A point estimate has its error of the mean instead, in posterior standard deviations, in italics. "near"
+counts the problems whose mean distance is at most 2.
 
 In `phase-2` one draw in a thousand lies in a second mode; a set of draws that has none looks perfect there, and one
 that has one is far off, so that the first line varies most in that column.
