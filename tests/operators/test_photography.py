@@ -25,6 +25,7 @@ from unveil.operators import (
     VaryingBlur,
     disk_kernel,
     gaussian_kernel,
+    path_kernel,
     random_motion_kernel,
     read_kernel,
 )
@@ -250,3 +251,18 @@ def test_nonlinear_blur_blurs_light() -> None:
     assert float(y[0, 0, 4, 8]) == pytest.approx(float(encoded(torch.tensor(1 / 3, dtype=torch.float64))), rel=1e-6)
     assert torch.equal(NonlinearBlur.random(12, seed=4).kernel, random_motion_kernel(12, seed=4))
     assert float(NonlinearBlur(torch.ones(1, 1), exposure=3.0)(0.7 + 0 * image).max()) == pytest.approx(1)
+
+
+def test_an_unknown_motion_has_a_gradient() -> None:
+    path = 5 * torch.rand(9, 2, generator=torch.Generator().manual_seed(4), dtype=torch.float64) - 2.5
+    kernel = path_kernel(path, 9)
+    assert float(kernel.sum()) == pytest.approx(1)
+    pixels = torch.arange(9, dtype=torch.float64) - 4
+    torch.testing.assert_close(torch.stack([kernel.sum(1) @ pixels, kernel.sum(0) @ pixels]), path.mean(0))
+    blur, x = Blur(kernel), torch.rand(1, 1, 9, 10, dtype=torch.float64)
+    leaf = path.clone().requires_grad_(True)
+    assert torch.autograd.gradcheck(lambda p: blur.bind(kernel=path_kernel(p, 9))(x), (leaf,))
+    with pytest.raises(InputError, match="larger size"):
+        path_kernel(2 * path, 5)
+    with pytest.raises(InputError, match="rows and columns"):
+        path_kernel(path.T, 9)

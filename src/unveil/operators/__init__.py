@@ -13,7 +13,15 @@ from .elementary import Identity, Inpainting
 from .fourier import MRI, Fourier
 from .hadamard import WalshHadamard
 from .jpeg import JPEG
-from .kernels import box_kernel, disk_kernel, gaussian_kernel, motion_kernel, random_motion_kernel, read_kernel
+from .kernels import (
+    box_kernel,
+    disk_kernel,
+    gaussian_kernel,
+    motion_kernel,
+    path_kernel,
+    random_motion_kernel,
+    read_kernel,
+)
 from .masks import (
     equispaced_lines,
     radial_mask,
@@ -86,6 +94,7 @@ __all__ = [
     "gaussian_matrix",
     "low_resolution_maps",
     "motion_kernel",
+    "path_kernel",
     "radial_mask",
     "radial_trajectory",
     "random_lines",

@@ -107,6 +107,21 @@ def random_motion_kernel(length: float, intensity: float = 0.5, seed: int = 0, s
     return _traced(row, col, size)
 
 
+def path_kernel(path: Tensor, size: int) -> Tensor:
+    """The kernel [size, size] of a motion along a path [k, 2] of points at equal times, differentiable in them.
+
+    Points are rows and columns in pixels from the middle of the kernel; each is spread over its four neighbours and
+    weighs as much as the others. What an unknown motion is fitted by: ``blur.bind(kernel=path_kernel(path, 15))``.
+    Raises :class:`InputError` for points that leave the kernel.
+    """
+    if not isinstance(path, Tensor) or path.ndim != 2 or path.shape[1] != 2 or not path.is_floating_point():
+        raise InputError("a path is [k, 2]: rows and columns of its points, in pixels from the middle")
+    if not float(path.detach().abs().max()) <= (size - 1) / 2:
+        raise InputError(f"the path leaves a kernel of {size} x {size}: take a larger size, or shorter steps")
+    row, col = (path + (size - 1) / 2).unbind(1)
+    return _spread(row, col, size) / len(path)
+
+
 def disk_kernel(radius: float) -> Tensor:
     """A lens out of focus: a disk of ``radius`` pixels, antialiased, [size, size], float32, summing to one."""
     if not radius >= 0:
@@ -155,8 +170,13 @@ def read_kernel(path: str | Path) -> Tensor:
 
 
 def _traced(row: Tensor, col: Tensor, size: int) -> Tensor:
-    """A kernel [size, size] of the points of a trace, in pixels, each spread over its four neighbours."""
-    pixels = torch.arange(size, dtype=torch.float64)
+    """A kernel [size, size] of the points of a trace, in pixels, float32, summing to one."""
+    return _normalised(_spread(row, col, size))
+
+
+def _spread(row: Tensor, col: Tensor, size: int) -> Tensor:
+    """How often each of size x size pixels was met by points, each spread over its four neighbours."""
+    pixels = torch.arange(size, dtype=row.dtype, device=row.device)
     weight_row = (1 - (row[:, None] - pixels).abs()).clamp(min=0)
     weight_col = (1 - (col[:, None] - pixels).abs()).clamp(min=0)
-    return _normalised(weight_row.T @ weight_col)
+    return weight_row.T @ weight_col

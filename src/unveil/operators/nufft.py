@@ -24,13 +24,14 @@ BACKENDS = ("auto", "finufft", "torchkbnufft", "direct")
 ARCSECOND = math.pi / 180 / 3600
 
 
-class NonuniformFourier(Linear):
+class NonuniformFourier(Parametric, Linear):
     """y_m = sum_r x(r) exp(-i k_m . r) / sqrt(n) at points k_m, r the place of a pixel from the middle (n // 2).
 
     Parameters
     ----------
     points:
-        [m, 2] in radians per pixel along rows and columns, within [-pi, pi].
+        [m, 2] in radians per pixel along rows and columns, within [-pi, pi]; a parameter that can be unknown. While
+        they need a gradient, sums are direct.
     size:
         (H, W).
     complex_signal:
@@ -40,6 +41,8 @@ class NonuniformFourier(Linear):
         "direct": sums of all terms by two matrix products, exact, without a package, slower from some thousand points
         on. "auto" is the first that is installed and suits the device.
     """
+
+    parameters: ClassVar[tuple[str, ...]] = ("points",)
 
     def __init__(
         self, points: Tensor, size: tuple[int, int], complex_signal: bool = False, backend: str = "auto"
@@ -108,7 +111,7 @@ class NonuniformFourier(Linear):
         return self._transform(y, "adjoint") / math.sqrt(math.prod(self.size))
 
     def _transform(self, data: Tensor, way: str) -> Tensor:
-        backend = self._chosen(data.device)
+        backend = "direct" if self.points.requires_grad else self._chosen(data.device)
         flat = data.flatten(0, 1)
         if backend == "direct":
             out = self._direct(flat, way)
@@ -136,11 +139,14 @@ class NonuniformFourier(Linear):
         def phases(axis: int) -> Tensor:
             n = self.size[axis]
             r = torch.arange(n, dtype=torch.float64) - n // 2
-            angle = -self.points[:, axis, None].detach().cpu().double() * r
+            angle = -self.points[:, axis, None].cpu().double() * r
             return torch.polar(torch.ones_like(angle), angle)
 
-        rows = self.tensor("rows", flat.real, lambda: phases(0))
-        columns = self.tensor("columns", flat.real, lambda: phases(1))
+        if self.points.requires_grad:  # a path that is being estimated: gradients flow, nothing is kept
+            rows, columns = phases(0).to(flat), phases(1).to(flat)
+        else:
+            rows = self.tensor("rows", flat.real, lambda: phases(0))
+            columns = self.tensor("columns", flat.real, lambda: phases(1))
         if way == "forward":
             return ((rows @ flat) * columns).sum(-1)
         return rows.mH @ (flat[..., None] * columns.conj())
@@ -173,7 +179,7 @@ def _package(name: str) -> Any:
 
 
 @register("operator", "noncartesian-mri")
-class NonCartesianMRI(Parametric, NonuniformFourier):
+class NonCartesianMRI(NonuniformFourier):
     """MRI along any path through k-space: complex images [2, H, W] to y [coils, m].
 
     y_c = sum_r S_c(r) x(r) exp(-i k_m . r) / sqrt(n), as in :class:`NonuniformFourier` (Fessler and Sutton 2003, IEEE
@@ -182,7 +188,8 @@ class NonCartesianMRI(Parametric, NonuniformFourier):
     Parameters
     ----------
     points:
-        [m, 2] in radians per pixel (:func:`radial_trajectory`, :func:`spiral_trajectory`).
+        [m, 2] in radians per pixel (:func:`radial_trajectory`, :func:`spiral_trajectory`); a parameter that can be
+        unknown.
     size:
         (H, W).
     maps:
@@ -191,7 +198,7 @@ class NonCartesianMRI(Parametric, NonuniformFourier):
         As in :class:`NonuniformFourier`.
     """
 
-    parameters: ClassVar[tuple[str, ...]] = ("maps",)
+    parameters: ClassVar[tuple[str, ...]] = ("points", "maps")
 
     def __init__(
         self, points: Tensor, size: tuple[int, int], maps: Tensor | None = None, backend: str = "auto"

@@ -118,26 +118,20 @@ class HighDynamicRange(Parametric, Pointwise):
         in_shape: Shape | None = None,
     ) -> None:
         super().__init__(low, high, in_shape)
-        self.exposure = torch.as_tensor(exposure, dtype=torch.float64 if isinstance(exposure, float | int) else None)
-        if not bool((self.exposure.detach() > 0).all()):
-            raise InputError(f"exposure must be > 0, got {exposure}")
+        self.exposure = _exposure(exposure)
         self.pivot = (self.low + self.high) / 2 if pivot is None else float(pivot)
 
     @classmethod
     def example(cls) -> Operator:
         return cls(2.0, in_shape=(3, 5, 6))
 
-    def _exposure(self, x: Tensor) -> Tensor:
-        e = self.exposure
-        return e.to(x) if e.requires_grad else self.tensor("exposure", x, lambda: e)
-
     def __call__(self, x: Tensor) -> Tensor:
         self.check(tuple(x.shape[1:]))
-        return (self.pivot + self._exposure(x) * (x - self.pivot)).clamp(self.low, self.high)
+        return (self.pivot + _kept(self, self.exposure, x) * (x - self.pivot)).clamp(self.low, self.high)
 
     def pinv(self, y: Tensor) -> Tensor:
         """A generalised inverse: A(pinv(A(x))) = A(x)."""
-        return self.pivot + (y - self.pivot) / self._exposure(y)
+        return self.pivot + (y - self.pivot) / _kept(self, self.exposure, y)
 
 
 @register("operator", "nonlinear-blur")
@@ -154,20 +148,18 @@ class NonlinearBlur(Parametric):
     kernel:
         As in :class:`Blur`; a parameter that can be unknown.
     exposure:
-        Of the light: above 1 highlights saturate.
+        Of the light: above 1 highlights saturate. A parameter that can be unknown: one number, or [N, 1, 1, 1].
     boundary, in_shape:
         As in :class:`Blur`.
     """
 
-    parameters: ClassVar[tuple[str, ...]] = ("kernel",)
+    parameters: ClassVar[tuple[str, ...]] = ("kernel", "exposure")
 
     def __init__(
-        self, kernel: Tensor, exposure: float = 1.2, boundary: str = "circular", in_shape: Shape | None = None
+        self, kernel: Tensor, exposure: float | Tensor = 1.2, boundary: str = "circular", in_shape: Shape | None = None
     ) -> None:
-        if not exposure > 0:
-            raise InputError(f"exposure must be > 0, got {exposure}")
         self.blur = Blur(kernel, boundary)
-        self.exposure = float(exposure)
+        self.exposure = _exposure(exposure)
         if in_shape is not None:
             self.check(tuple(in_shape))
             self.in_shape = tuple(in_shape)
@@ -189,9 +181,10 @@ class NonlinearBlur(Parametric):
         return self.blur.kernel
 
     def bind(self, **parameters: Tensor) -> NonlinearBlur:
-        bound = super().bind()
+        bound = super().bind(**parameters)
         assert isinstance(bound, NonlinearBlur)
-        bound.blur = self.blur.bind(**parameters)
+        if "kernel" in parameters:
+            bound.blur = self.blur.bind(kernel=vars(bound).pop("kernel"))
         return bound
 
     def check(self, in_shape: Shape) -> None:
@@ -207,7 +200,19 @@ class NonlinearBlur(Parametric):
 
     def __call__(self, x: Tensor) -> Tensor:
         self.check(tuple(x.shape[1:]))
-        return encoded((self.exposure * self.blur(decoded(x))).clamp(max=1))
+        return encoded((_kept(self, self.exposure, x) * self.blur(decoded(x))).clamp(max=1))
+
+
+def _exposure(exposure: float | Tensor) -> Tensor:
+    found = torch.as_tensor(exposure, dtype=torch.float64 if isinstance(exposure, float | int) else None)
+    if not bool((found.detach() > 0).all()):
+        raise InputError(f"exposure must be > 0, got {exposure}")
+    return found
+
+
+def _kept(operator: Operator, exposure: Tensor, x: Tensor) -> Tensor:
+    """The exposure like x; one that is being estimated keeps its graph."""
+    return exposure.to(x) if exposure.requires_grad else operator.tensor("exposure", x, lambda: exposure)
 
 
 def decoded(x: Tensor) -> Tensor:
