@@ -15,7 +15,7 @@ help:
 	@echo "make bench-images    the photographs that ship, against classical methods: table and gallery (long; resumable)"
 	@echo "make bench-photos    a short piece of it"
 	@echo "make bench-red-diff  the claims of the RED-diff paper, on photographs: docs/red-diff-study.md"
-	@echo "make bench-results   the tables of docs/mixtures.md, nonlinear.md and particles.md, going on from docs/results"
+	@echo "make bench-results   the tables of docs/mixtures.md, nonlinear.md and convergence.md, going on from docs/results"
 	@echo "make bench-scenes    what instruments measure, beside their classical methods: docs/scenes.md (resumable)"
 	@echo "make docs            the solvers' and operators' pages, the README's table and the pages of results"
 	@echo "make docs-pictures   the pictures of the operators' pages"

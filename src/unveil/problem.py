@@ -201,10 +201,10 @@ class Problem:
         """y - A(x0), zero at placeholders."""
         return self.y - self.operator(x0)
 
-    def data(self, x0: Signals) -> tuple[Rows, Signals]:
-        """Half the squared residual per sample [N], and its gradient with respect to x0 [N, ...]."""
-        y, pullback = self.operator.linearize(x0)
-        r = self.y - y
+    def data(self, x0: Signals, y: Measurements | None = None) -> tuple[Rows, Signals]:
+        """Half the squared residual per sample [N], and its gradient with respect to x0 [N, ...]. ``y`` replaces y."""
+        clean, pullback = self.operator.linearize(x0)
+        r = (self.y if y is None else y) - clean
         return 0.5 * squared_norm(r), -pullback(r)
 
     def log_likelihood(self, x0: Signals) -> Rows:

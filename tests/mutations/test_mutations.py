@@ -125,7 +125,7 @@ def pullback_times_two(patch):
 
 def data_gradient_times_two(patch):
     data, score = Problem.data, Problem.score
-    patch.setattr(Problem, "data", lambda self, x0: (data(self, x0)[0], 2 * data(self, x0)[1]))
+    patch.setattr(Problem, "data", lambda self, *args: (data(self, *args)[0], 2 * data(self, *args)[1]))
     patch.setattr(Problem, "score", lambda self, x0: 2 * score(self, x0))
 
 
@@ -154,7 +154,7 @@ def mean_for_a_sum(patch):
     def entries(problem):
         return problem.y[0].numel() + 1  # at least 2: in the plane there is a single measurement
 
-    patch.setattr(Problem, "data", lambda self, x0: tuple(v / entries(self) for v in data(self, x0)))
+    patch.setattr(Problem, "data", lambda self, *args: tuple(v / entries(self) for v in data(self, *args)))
     patch.setattr(Problem, "score", lambda self, x0: score(self, x0) / entries(self))
 
 

@@ -76,7 +76,7 @@ that has one is far off, so that the first line varies most in that column.
 FAITHFUL = 1.25
 """Factor between the error and what the samples say it is, beyond which a page speaks of it."""
 
-PARTICLES = """# Particles
+PARTICLES = """# Convergence with particles
 
 {made} The command that adds to that file, cell by cell, is
 `unveil bench particles --out docs/results/particles.jsonl`; `--solver`, `--problem`, `--steps` and `--runs` choose.
@@ -118,7 +118,7 @@ def results(root: Path) -> dict[str, str]:
         out["nonlinear.md"] = nonlinear_page(rows)
     rows = Ledger(folder / "particles.jsonl", particles.KEYS).rows
     if rows:
-        out["particles.md"] = particles_page(rows)
+        out["convergence.md"] = particles_page(rows)
     rows = Ledger(folder / "scenes.jsonl", scenes.KEYS).rows
     if rows:
         out["scenes.md"] = scenes_page(rows)

@@ -58,7 +58,7 @@ def bench_nonlinear(
         ),
     )
     shown = [row for row in rows if not solver or row["solver"] in (EXACT, *solver)]
-    print(nonlinear_table(shown))
+    print(nonlinear_table(shown), end="")
     raise typer.Exit(int(any(row["status"] != "DONE" for row in shown)))
 
 

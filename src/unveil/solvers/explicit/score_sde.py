@@ -78,6 +78,7 @@ class ScoreSDE(Solver):
         "form": "transform in 2022",
     }
     limits: ClassVar[Mapping[str, str]] = {"corrections": "[0, inf)", "weight": "[0, 1]"}
+    why: ClassVar[dict[str, str]] = {"form": "every linear operator has A^+; of an orthogonal T both are the same"}
 
     snr: float = 0.16
     corrections: int = 1

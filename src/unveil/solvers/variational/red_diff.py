@@ -201,8 +201,7 @@ class REDDiff(Solver):
         denoised = run.prior.denoise(x0.add(noise(), alpha=sigma), sigma)
         # eps_hat - eps = (x0 - D) / sigma; the weight is stated for [-1, 1], that is for sigma / scale
         weight = expand(lam * (WEIGHTINGS[self.weighting](sigma / scale) / (sigma / scale)), mu)
-        clean, pullback = problem.operator.linearize(x0)
-        data_gradient = pullback(clean - y)
+        _, data_gradient = problem.data(x0, y)
         if self.data == "mean":  # the gradient of the two means, times the number of entries of x
             gradient = (x0 - denoised).mul_(weight).add_(data_gradient, alpha=mu[0].numel() / y[0].numel())
             unit = scale
