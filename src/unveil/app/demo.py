@@ -40,7 +40,7 @@ class Entry:
 SOLVERS = (
     Entry("diffpir", 60),
     Entry("red-diff", 60),
-    Entry("daps", 12),
+    Entry("daps", 36),
     Entry("ddnm", 20),
     Entry("ddrm", 15, samples=3),
 )
