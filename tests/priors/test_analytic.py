@@ -66,6 +66,7 @@ PRIORS: dict[str, Prior] = {
     "mixture": mixture(),
     "mixture diagonal": GaussianMixturePrior([0.4, 0.6], normal(2, N, seed=3), normal(2, N, seed=4).exp()),
     "mixture isotropic": GaussianMixturePrior([0.4, 0.6], normal(2, N, seed=3), [0.3, 1.4]),
+    "mixture even": GaussianMixturePrior([0.4, 0.3, 0.3], normal(3, N, seed=3)[[0, 1, 1]], [0.7, 0.7, 0.7]),
     "mixture image": GaussianMixturePrior(
         [0.4, 0.6], normal(2, N, seed=3), torch.stack([spd(N, 4), spd(N, 5)]), shape=(2, 3, 1)
     ),
@@ -98,7 +99,7 @@ def test_gaussian_denoiser_is_the_dense_formula(sigma: float) -> None:
     torch.testing.assert_close(prior.jacobian(x, sigma)[2], gain, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["mixture", "mixture diagonal", "mixture isotropic"])
+@pytest.mark.parametrize("name", ["mixture", "mixture diagonal", "mixture isotropic", "mixture even"])
 @pytest.mark.parametrize("sigma", [0.05, 0.5, 3.0])
 def test_mixture_denoiser_is_the_dense_formula(name: str, sigma: float) -> None:
     prior, eye = PRIORS[name], torch.eye(N, dtype=F64)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,6 +31,22 @@ from .gaussian import dense, require_density
 
 Components = tuple[Tensor, Tensor, "Tensor | None", Tensor]
 """Log-weights [K], means [K, n], eigenvectors [K, n, n] (None: the axes), eigenvalues [K, n]."""
+
+
+class _Spheres(NamedTuple):
+    """What isotropic components make of rows x [N, n], float64: D(x) = kept x + lost m, with the means m [K, n].
+
+    c is x around the common mean (None where all variances are equal), r [N, K] responsibilities, total [N, K] or
+    [N, 1] variances with noise, kept [N, 1] and lost [N, K] (neither is 1 minus the other, which loses what is small),
+    var sigma^2.
+    """
+
+    c: Tensor | None
+    r: Tensor
+    total: Tensor
+    kept: Tensor
+    lost: Tensor
+    var: Sigma
 
 
 class GaussianMixturePrior(Prior):
@@ -91,7 +107,8 @@ class GaussianMixturePrior(Prior):
         self._top = float(variances.max())
         self._singular = float(variances.min()) == 0
         self._round = components[2] is None and not self._singular and bool((variances == variances[:, :1]).all())
-        self._casts: dict[tuple[torch.dtype, torch.device], Components] = {}
+        self._even = self._round and bool((variances == variances[0]).all())
+        self._casts: dict[Any, Any] = {}
 
     def _like(
         self, components: Components, value_range: Range | None = None, device: torch.device | None = None
@@ -136,8 +153,7 @@ class GaussianMixturePrior(Prior):
         """sum_k r_k(x) D_k(x): the components' denoisers, weighted by their responsibilities for x."""
         flat = flat_rows(x, self.shape)
         if self._is_round(flat):
-            wide, means, _, _, kept, lost, _ = self._spheres(flat, sigma)
-            return (kept * wide + lost @ means).to(x).reshape(x.shape)
+            return self._spheres_mean(flat, self._spheres(flat, sigma)).reshape(x.shape)
         _, means, basis, _ = self._cast(flat)
         c, total, log_density = self._inside(flat, sigma)
         r = torch.softmax(log_density, 0)
@@ -173,44 +189,69 @@ class GaussianMixturePrior(Prior):
 
         return x0, pullback
 
-    # -- the denoiser of isotropic components: products of matrices, K times less memory; float64, for they cancel --
+    # -- the denoiser of isotropic components: in the span of the means, K times less memory; float64, for they cancel --
 
     def _is_round(self, x: Tensor) -> bool:
         return self._round and x.device.type != "mps"
 
-    def _spheres(self, flat: Tensor, sigma: Sigma) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Sigma]:
-        """Rows x [N, n], means m [K, n], responsibilities r and total variances [N, K], sigma^2, and what D is made of.
+    def _span(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Of the means around the common one, float64: an orthonormal basis [n, r] of their span and their coordinates
+        [K, r]; and the common one, [n], and its coordinates [r]."""
+        key = ("span", x.device)
+        if key not in self._casts:
+            centre, means = self._mean, self._components[1]
+            _, size, axes = torch.linalg.svd(means - centre, full_matrices=False)
+            basis = axes[size > 1e-13 * size.max()].T
+            self._casts[key] = tuple(
+                part.to(x.device) for part in (basis, (means - centre) @ basis, centre, centre @ basis)
+            )
+        return self._casts[key]
 
-        D(x) = kept x + lost m, kept [N, 1] and lost [N, K]: neither is 1 minus the other, which loses what is small.
-        """
+    def _spheres(self, flat: Tensor, sigma: Sigma) -> _Spheres:
         x = flat.double()
-        log_weights, means, _, variances = self._cast(x)
-        var, v = noise_variance(sigma, x), variances[:, 0]
-        total = (v + var).expand(len(x), -1)
-        centre = self._mean.to(x)
-        c, m = x - centre, means - centre
-        square = c.square().sum(1, keepdim=True) - 2 * c @ m.T + m.square().sum(1)
-        r = torch.softmax(log_weights - 0.5 * (square / total + means.shape[1] * total.log()), 1)
-        lost = r / total * var
-        kept = (r / total * v).sum(1, keepdim=True)
+        basis, means, centre, start = self._span(x)
+        log_weights, variances = self._cast(x)[0], self._cast(x)[3][:, 0]
+        var = noise_variance(sigma, x)
+        p = x @ basis - start
+        square = p.square().sum(1, keepdim=True) - 2 * p @ means.T + means.square().sum(1)
+        c = None
+        if self._even:  # what is far from the span of the means is as far from all of them
+            total = (variances[:1] + var).expand(len(x), 1)
+            r = torch.softmax(log_weights - 0.5 * square / total, 1)
+        else:
+            c = x - centre
+            square = square + (c.square().sum(1, keepdim=True) - p.square().sum(1, keepdim=True)).clamp_min(0)
+            total = (variances + var).expand(len(x), -1)
+            r = torch.softmax(log_weights - 0.5 * (square / total + centre.numel() * total.log()), 1)
+        lost = r * (var / total)
+        kept = (r * (variances / total)).sum(1, keepdim=True)
         kept = kept / (kept + lost.sum(1, keepdim=True))  # 1 to the bit without noise
-        return x, means, r, total, kept, lost, var
+        return _Spheres(c, r, total, kept, lost, var)
+
+    def _spheres_mean(self, flat: Tensor, its: _Spheres) -> Tensor:
+        basis, means, centre, _ = self._span(flat)
+        moved = torch.addmm(its.lost.sum(1, keepdim=True) * centre, its.lost @ means, basis.T)
+        return moved.add_(its.kept * flat).to(flat)
 
     def _spheres_vjp(self, x: Tensor, sigma: Sigma) -> tuple[Tensor, Pullback]:
         with torch.no_grad():
-            flat, means, r, total, kept, lost, var = self._spheres(flat_rows(x, self.shape), sigma)
-            x0 = (kept * flat + lost @ means).to(x).reshape(x.shape)
-            inverse = 1 / total
-            apart = inverse - (r * inverse).sum(1, keepdim=True)  # x, far larger than the means, cancels here alone
+            flat = flat_rows(x, self.shape)
+            its = self._spheres(flat, sigma)
+            x0 = self._spheres_mean(flat, its).reshape(x.shape)
+            basis, means, _, _ = self._span(flat)
+            inverse = 1 / its.total
 
         def pullback(v: Tensor) -> Tensor:
             with torch.no_grad():
                 rows = flat_rows(v, self.shape).double()
-                along = inverse * (rows @ means.T)
-                inner = along - (r * along).sum(1, keepdim=True) - apart * (flat * rows).sum(1, keepdim=True)
-                share = r * inner  # responsibilities times (score - mean score) times v
-                turn = (share * inverse) @ means - (share * apart).sum(1, keepdim=True) * flat
-                out = kept * rows + var * turn
+                along = inverse * (rows @ basis @ means.T)
+                inner = along - (its.r * along).sum(1, keepdim=True)
+                out = its.kept * rows
+                if its.c is not None:  # x, far larger than the means, cancels here alone
+                    apart = inverse - (its.r * inverse).sum(1, keepdim=True)
+                    inner = inner - apart * (its.c * rows).sum(1, keepdim=True)
+                    out -= its.var * (its.r * inner * apart).sum(1, keepdim=True) * its.c
+                out += its.var * (its.r * inner * inverse) @ means @ basis.T
                 return out.to(v).reshape(v.shape)
 
         return x0, pullback
