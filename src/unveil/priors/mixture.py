@@ -189,7 +189,7 @@ class GaussianMixturePrior(Prior):
 
         return x0, pullback
 
-    # -- the denoiser of isotropic components: in the span of the means, K times less memory; float64, for they cancel --
+    # -- the denoiser of isotropic components: in the span of the means; float64, for they cancel --
 
     def _is_round(self, x: Tensor) -> bool:
         return self._round and x.device.type != "mps"
