@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 import unveil
 from unveil import Gaussian, NoNoise, Poisson, Problem
-from unveil.operators import Blur, Inpainting, Matrix, gaussian_kernel
+from unveil.operators import Blur, Grayscale, Inpainting, Matrix, gaussian_kernel
 from unveil.operators.base import Linear
 from unveil.rng import Rng
 from unveil.solvers.checks import CHECKS, Case, cases, check_range
 from unveil.solvers.decoupled.data_steps import chain, curvature, descend, noise_floor
+from unveil.solvers.moves import regularised_inverse
 
 
 def randn(*shape, seed=0):
@@ -232,3 +235,19 @@ def test_sitcom_moves_no_row_that_fits_already():
     sigma = run.schedule.sigmas[0]
     state = next(run)
     torch.testing.assert_close(state.x0, case.prior.denoise(start.x, sigma), rtol=0, atol=1e-12)
+
+
+def test_a_first_guess_of_colours_is_grey():
+    """The posterior mean with colours that vary together, and the pseudo-inverse where weights have two signs."""
+    y, sigma_y = torch.tensor([[[[0.2, 0.9]]]]), 0.1
+    w = torch.tensor([0.3, 0.5, 0.4])
+    problem = Problem(y, Grayscale(w), Gaussian(sigma_y), value_range=(0.0, 1.0))
+    guess = regularised_inverse(problem)
+    assert torch.equal(guess, guess[:, :1].expand_as(guess))
+    # dense, at each pixel: m + C w (w^T C w + sigma_y^2)^-1 (y - w^T m) with C = 1 1^T / 4 and m = 1/2
+    c = torch.full((3, 3), 0.25)
+    expected = 0.5 + (c @ w)[:, None] * (y[0, 0] - 0.6) / (w @ c @ w + sigma_y**2)
+    torch.testing.assert_close(guess[0, :, 0], expected)
+    apart = replace(problem, operator=Grayscale(torch.tensor([0.3, 0.5, -0.4])))
+    middle = torch.full((1, 3, 1, 2), 0.5)
+    torch.testing.assert_close(regularised_inverse(apart), apart.prox(middle, 0.25))

@@ -103,7 +103,7 @@ SETTINGS: dict[tuple[str, str], dict[str, Any]] = {
     ("ddpg", "denoise"): {"gamma": 8.0, "zeta": 0.5},
     ("diffpir", ""): {"zeta": 1.0, "sigma_start": 1.0, "lam": 0.5},
     ("diffpir", "inpaint"): {"sigma_start": 2.0, "lam": 1.0},
-    ("diffpir", "colorize"): {"sigma_start": 10.0},
+    ("diffpir", "colorize"): {"sigma_start": 0.6, "spacing": "uniform"},
     ("dmplug", ""): {"ddim_steps": 2, "lr": 0.2},
     ("dps", ""): {"zeta": 3.0},  # the authors' 0.3 is for 1000 steps, each as long as one of 100
     ("lgd-mc", ""): {"zeta": 3.0},  # the same

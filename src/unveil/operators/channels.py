@@ -40,6 +40,11 @@ class Grayscale(Spectral):
             self.check(tuple(in_shape))
             self.in_shape = tuple(in_shape)
 
+    @property
+    def mixes(self) -> bool:
+        """Whether all weights have one sign, so that a grey signal has the sum for its measurement up to a factor."""
+        return bool((self.weights >= 0).all()) or bool((self.weights <= 0).all())
+
     @classmethod
     def example(cls) -> Operator:
         return cls(in_shape=(3, 8, 8))

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..operators.base import Linear
+from ..operators.channels import Grayscale
 from ..priors.base import Prior, expand
 from ..problem import Problem, squared_norm
 from ..rng import Rng
@@ -152,9 +153,14 @@ def regularised_inverse(problem: Problem) -> Tensor:
     """A first guess [N, *shape]: the posterior mean under the prior N(middle of the range, scale^2 I).
 
     The pseudo-inverse where there is no noise, a Wiener filter where there is; the middle of the range for operators
-    that are not linear, or noise that is not Gaussian.
+    that are not linear, or noise that is not Gaussian. Of colours of which only a mixture is known it is grey, the
+    posterior mean with colours that vary together: the pseudo-inverse tints dark pixels against bright ones.
     """
     middle = torch.full_like(problem.like, sum(problem.value_range) / 2)
+    if isinstance(problem.operator, Grayscale) and problem.operator.mixes and problem.noise.sigma is not None:
+        total, variance = float(problem.operator.weights.sum()), problem.scale**2
+        gain = total * variance / (total**2 * variance + problem.noise.sigma**2)
+        return middle + gain * problem.residual(middle)
     if not isinstance(problem.operator, Linear) or problem.noise.sigma is None:
         return middle
     return problem.prox(middle, problem.scale**2)
