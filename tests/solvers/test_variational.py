@@ -14,7 +14,7 @@ from unveil.priors import GaussianPrior
 from unveil.rng import single
 from unveil.schedules import Schedule, ddpm_sigmas
 from unveil.solvers.base import Run
-from unveil.solvers.variational import red_diff
+from unveil.solvers.variational import sure
 from unveil.solvers.variational.flair import calibration, curvature
 from unveil.solvers.variational.rsld import repulsion
 
@@ -197,12 +197,12 @@ def test_red_diff_learns_the_best_weight_of_a_gaussian():
 
 @pytest.mark.parametrize("factor", [0.0, 0.5, 2.0])
 def test_it_does_not_with_another_divergence(monkeypatch, factor):
-    whole = red_diff.sure
+    whole = sure.sure
 
     def broken(fit, moved, y, shift):
         return whole(fit, fit + factor * (moved - fit), y, shift)
 
-    monkeypatch.setattr(red_diff, "sure", broken)
+    monkeypatch.setattr(sure, "sure", broken)
     assert not learned_well(), learned()
 
 
@@ -210,13 +210,12 @@ def test_sure_is_the_error_of_the_fit_on_average():
     operator = MRI((draws(6, 8) > 0).double())
     x = draws(1, 2, 6, 8, seed=1).expand(4000, -1, -1, -1)
     problem = unveil.Problem.simulate(x, operator, 0.7, 2, RANGE)
-    solver = unveil.get_solver("red-diff", lam_lr=0.1)
     run = Run(problem, GaussianPrior(torch.zeros(2, 6, 8), 1.0), Schedule((1.0, 0.0)), single(3, 4000))
-    shift = solver._shift(run)
+    shift = sure.probe(run)
     constant = 0.7**2 * problem.m / problem.y[0].numel()
     for g in (0.3, 0.9):
         error = (g * problem.y - operator(x)).abs().square().flatten(1).mean(1)
-        estimate = red_diff.sure(g * problem.y, g * (problem.y + shift), problem.y, shift) - constant
+        estimate = sure.sure(g * problem.y, g * (problem.y + shift), problem.y, shift) - constant
         scatter = float((estimate - error).std()) / 4000**0.5
         assert abs(float((estimate - error).mean())) < 4 * scatter
         assert scatter < 0.02 * float(error.mean())

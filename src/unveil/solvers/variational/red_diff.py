@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, ClassVar
 
@@ -17,10 +17,10 @@ from ...numerics.adam import adam_update
 from ...priors.base import Prior, expand
 from ...problem import Problem, squared_norm
 from ...registry import register
-from ...rng import Rng
 from ...schedules import Schedule
 from ..base import Run, Solver, State
 from ..moves import regularised_inverse, vp_schedule
+from .sure import four_fits, tuned
 
 WEIGHTINGS: dict[str, Callable[[float], float]] = {
     "linear": lambda s: s,
@@ -32,9 +32,6 @@ WEIGHTINGS: dict[str, Callable[[float], float]] = {
     "constant": lambda s: 1.0,  # noqa: ARG005
 }
 """f(sigma) of lambda_t = lambda f(1 / SNR_t), SNR_t = 1 / sigma the ratio of amplitudes (paper, section 4.2)."""
-
-STEP, RATIO, FLAT = 0.1, 1.02, 1e-4
-"""Of SURE's finite differences: of y in units of sigma_y, and of lam, as a factor. A slope, in sigma_y^2, to ignore."""
 
 ORDERS = ("descending", "ascending", "random")
 
@@ -160,18 +157,10 @@ class REDDiff(Solver):
 
     def init(self, run: Run) -> State:
         mu = regularised_inverse(run.problem)
-        adam = self.optimizer == "adam"
         if self.lam_lr:
-            moved = regularised_inverse(replace(run.problem, y=run.problem.y + self._shift(run))) - mu
-            none = torch.zeros_like(mu)
-            aux = {"apart": torch.stack([moved, none, moved], 1)}
-            aux |= {k: none[:, None].repeat(1, 4, *[1] * (mu.ndim - 1)) for k in ("m", "v") if adam}
-            flat = none.flatten(1)[:, 0]
-            aux |= {"log_lam": flat + math.log(self.lam), "lam_m": flat, "lam_v": flat.clone()}
-            return State(mu, mu, 0, aux)
+            return State(mu, mu, 0, four_fits(mu, self.lam, self.optimizer == "adam", run))
         zero = torch.zeros_like(mu)
-        aux = {"m": zero, "v": zero.clone()} if adam else {}
-        return State(mu, mu, 0, aux)
+        return State(mu, mu, 0, {"m": zero, "v": zero.clone()} if self.optimizer == "adam" else {})
 
     def level(self, i: int, run: Run) -> float:
         """The noise level that step i evaluates."""
@@ -184,11 +173,11 @@ class REDDiff(Solver):
 
     def step(self, state: State, run: Run) -> State:
         if self.lam_lr:
-            return self._tuned(state, run)
-        mu, denoised, aux = self._descend(state.x, run.problem.y, self.lam, state.aux, state.i, run)
+            return tuned(self.descend, self.lam_lr, state, run)
+        mu, denoised, aux = self.descend(state.x, run.problem.y, self.lam, state.aux, state.i, run)
         return state.next(mu, denoised, **aux)
 
-    def _descend(
+    def descend(
         self, mu: Tensor, y: Tensor, lam: float | Tensor, aux: dict[str, Tensor], i: int, run: Run, copies: int = 1
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Step i from mu: the new one, D and Adam's moments. ``copies`` neighbouring rows get the same noise."""
@@ -217,51 +206,6 @@ class REDDiff(Solver):
             return mu.sub(gradient, alpha=self.lr * scale / unit), denoised, {}
         mu, m, v = adam_update(mu, gradient, aux["m"], aux["v"], i + 1, self.lr * scale, self.betas, 1e-8 * unit)
         return mu, denoised, {"m": m, "v": v}
-
-    def _tuned(self, state: State, run: Run) -> State:
-        """A step, and one of log lam down SURE: of four with the same noise, for y and y + e b, lam and RATIO lam."""
-        aux, y, i, shift = state.aux, run.problem.y, state.i, self._shift(run)
-        rows = torch.cat([state.x[:, None], state.x[:, None] + aux["apart"]], 1).flatten(0, 1)
-        ys = torch.stack([y, y + shift, y, y + shift], 1).flatten(0, 1)
-        lam = aux["log_lam"].exp()
-        lams = torch.stack([lam, lam, RATIO * lam, RATIO * lam], 1).flatten()
-        moments: dict[str, Tensor] = {k: aux[k].flatten(0, 1) for k in ("m", "v") if k in aux}
-        mu, denoised, moments = self._descend(rows, ys, lams, moments, i, run, copies=4)
-        here, moved, there, there_moved = _fours(run.problem.operator(mu)).unbind(1)
-        rise = sure(there, there_moved, y, shift) - sure(here, moved, y, shift)
-        rate = self.lam_lr * (1 - i / len(run.schedule))
-        slope = rise / (math.log(RATIO) * run.problem.sigma_y**2)
-        # below FLAT a slope is rounding, which Adam would blow up
-        log_lam, lam_m, lam_v = adam_update(aux["log_lam"], slope, aux["lam_m"], aux["lam_v"], i + 1, rate, eps=FLAT)
-        mu = _fours(mu)
-        moments = {k: _fours(v) for k, v in moments.items()}
-        apart = mu[:, 1:] - mu[:, :1]
-        return state.next(mu[:, 0], denoised[::4], **moments, log_lam=log_lam, lam_m=lam_m, lam_v=lam_v, apart=apart)
-
-    def _shift(self, run: Run) -> Tensor:
-        """e b for y: the same in every step, STEP sigma_y in size, of random sign."""
-        y = run.problem.y
-        b = Rng(run.rng.keys, purpose="probe", rows=run.rng.rows).normal(y)
-        signs = torch.complex(b.real.sign(), b.imag.sign()) if b.is_complex() else b.sign()
-        return run.problem.operator.at_data(signs).mul_(STEP * run.problem.sigma_y)
-
-
-def sure(fit: Tensor, moved: Tensor, y: Tensor, shift: Tensor) -> Tensor:
-    """Stein's estimate of |fit - A(x)|^2 / m, up to a constant, of fits A(mu) to y and to y + shift: per row [N].
-
-    |y - fit|^2 / m + 2 sigma_y^2 <b, moved - fit> / (e m) with shift = e b, e = STEP sigma_y, and signs b: Stein 1981,
-    Ann. Statist. 9, 1135; the divergence along b, Ramani, Blu, Unser 2008, IEEE Trans. Image Process. 17, 1540.
-    """
-
-    def dot(a: Tensor, b: Tensor) -> Tensor:
-        return (a.conj() * b).real.flatten(1).sum(1) if a.is_complex() else (a * b).flatten(1).sum(1)
-
-    return (squared_norm(y - fit) + (2 / STEP**2) * dot(shift, moved - fit)) / y[0].numel()
-
-
-def _fours(x: Tensor) -> Tensor:
-    """[4 N, ...] as [N, 4, ...]."""
-    return x.reshape(-1, 4, *x.shape[1:])
 
 
 @lru_cache(maxsize=32)
