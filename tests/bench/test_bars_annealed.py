@@ -30,6 +30,7 @@ def test_without_the_last_projection_they_do_not():
     [
         ("kadkhodaie-simoncelli", "texture-mask-0", (20, 60, 240)),
         ("score-ald", "texture-mask-0.05", (30, 90, 300)),
+        ("score-ald", "iso-blur-0.05", (250, 1000, 4000)),
         ("snips", "texture-mask-0.05", (20, 60, 200)),
     ],
 )
