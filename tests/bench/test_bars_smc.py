@@ -119,5 +119,9 @@ def test_the_command_goes_on_from_its_file_and_the_page_shows_it(tmp_path, capsy
     assert "`plane-row-0.05`, 2 dimensions:" in page
     assert f"| tds | 6 | {slope(rows[:2])[0]:.2f} ± " in page
     assert f"| {rows[0]['error']:.3f}; {rows[0]['evidence']:.2f} ± " in page
+    assert f" | {rows[1]['bias']:.3f} |" in page
+    assert main([*words, "--solver", "tds", "--particles", "12"]) == 0
+    last = json.loads(path.read_text().splitlines()[-1])
+    assert (last["solver"], last["particles"]) == ("tds", 12)
     assert main([*words, "--solver", "mmps"]) == 2
     assert "solver here 'mmps'" in capsys.readouterr().err

@@ -123,15 +123,16 @@ def seed_of(count: int) -> int:
 def table(rows: Sequence[Row]) -> str:
     """Markdown of one problem: per setting of a solver the slope, and per number of particles the error, and p(y)."""
     counts = sorted({row["particles"] for row in rows})
-    out = "| solver | steps | slope | " + " | ".join(f"{n}" for n in counts) + " |\n"
-    out += "|---|--:|--:|" + "--:|" * len(counts) + "\n"
+    out = "| solver | steps | slope | " + " | ".join(f"{n}" for n in counts) + " | bias |\n"
+    out += "|---|--:|--:|" + "--:|" * (len(counts) + 1) + "\n"
     for key in sorted({(row["solver"], row["setting"], row["steps"]) for row in rows}):
         its = [row for row in rows if (row["solver"], row["setting"], row["steps"]) == key]
         its.sort(key=lambda row: row["particles"])
         fall = "{:.2f} ± {:.2f}".format(*_wide(slope(its), 1000)) if len(its) > 1 else ""
         by = {row["particles"]: row for row in its}
         words = " ".join(filter(None, key[:2]))
-        out += f"| {words} | {key[2]} | {fall} | {' | '.join(_cell(by.get(n)) for n in counts)} |\n"
+        bias = next((f"{row['bias']:.3f}" for row in reversed(its) if "bias" in row), "-")
+        out += f"| {words} | {key[2]} | {fall} | {' | '.join(_cell(by.get(n)) for n in counts)} | {bias} |\n"
     return out
 
 
