@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -141,6 +142,25 @@ def test_rows_together_share_the_stream_of_their_first():
     assert not torch.equal(x, both.normal(like))
     with pytest.raises(InputError, match="4 samples"):
         both.normal(like[:4])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.complex64])
+def test_shared_rows_get_the_values_of_their_first(dtype):
+    """In a batch of any size, and as one draw: what is drawn after it is the same."""
+    like = torch.empty(6, 2, 5, dtype=dtype)
+    own, shared = Rng(keys(0, 1, 2) + keys(0, 1, 2, seed=1), 4), Rng(keys(0, 1, 2) + keys(0, 1, 2, seed=1), 4)
+    assert torch.equal(shared.normal(like, 3), own.normal(like)[[0, 0, 0, 3, 3, 3]])
+    assert torch.equal(shared.normal(like), own.normal(like))
+
+
+def test_many_streams_are_one_generator_set_anew(monkeypatch):
+    """Making a generator takes many times as long as a number of it."""
+    made, real = [], np.random.Generator
+    monkeypatch.setattr(np.random, "Generator", lambda bits: made.append(bits) or real(bits))
+    rng = Rng(keys(*range(100)), 2)
+    rng.uniform(torch.empty(100, 1))
+    rng.normal(torch.empty(100, 1))
+    assert len(made) == 1
 
 
 def test_values_do_not_change_between_versions():

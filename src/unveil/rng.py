@@ -26,7 +26,7 @@ from torch import Tensor
 from .errors import InputError
 
 _MASK = (1 << 64) - 1
-_EMPTY = np.zeros(4, dtype=np.uint64)
+_EMPTY = (0, 0, 0, 0)
 _NUMPY_DTYPES: dict[torch.dtype, Any] = {torch.float32: np.float32, torch.float64: np.float64}
 
 
@@ -53,21 +53,26 @@ class Rng:
     purpose: str = "run"
     rows: int = 1
     draw: int = field(default=0, init=False)
-    _philox: np.random.Philox | None = field(default=None, init=False, repr=False, compare=False)
+    _made: tuple[np.random.Philox, np.random.Generator] | None = field(
+        default=None, init=False, repr=False, compare=False
+    )
 
     def together(self, rows: int) -> Rng:
         """One stream for every ``rows`` neighbouring rows, of the first one's key: for many particles of few values,
         whose own streams cost more than their numbers."""
         return Rng(self.keys[::rows], self.step, f"{self.purpose}, together", rows)
 
-    def normal(self, like: Tensor) -> Tensor:
-        """Independent N(0, 1) values, shaped, typed and placed as ``like`` [N, ...]; complex: E|z|^2 = 1."""
+    def normal(self, like: Tensor, shared: int = 1) -> Tensor:
+        """Independent N(0, 1) values, shaped, typed and placed as ``like`` [N, ...]; complex: E|z|^2 = 1.
+
+        Of every ``shared`` neighbouring rows all get those of the first, and only these are drawn.
+        """
         if like.is_complex():
             # view_as_complex of pairs, so that a sample's values do not depend on N
             real = torch.empty((*like.shape, 2), dtype=like.real.dtype, device=like.device)
-            z: Tensor = torch.view_as_complex(self.normal(real)) * 0.5**0.5
+            z: Tensor = torch.view_as_complex(self.normal(real, shared)) * 0.5**0.5
             return z
-        return self._fill(like, "normal")
+        return self._fill(like, "normal", shared)
 
     def uniform(self, like: Tensor) -> Tensor:
         """Independent values, uniform on [0, 1), shaped, typed and placed as ``like`` [N, ...]."""
@@ -95,17 +100,24 @@ class Rng:
             rows.append(values.to(parameter.dtype))
         return torch.cat(rows)
 
-    def _fill(self, like: Tensor, kind: str) -> Tensor:
+    def _fill(self, like: Tensor, kind: str, shared: int = 1) -> Tensor:
         draw = self._next(like)
+        if shared > 1:
+            assert self.rows == 1, "rows of one stream share it already"
+            first = self._filled(like[::shared], kind, self.keys[::shared], draw)
+            return first.repeat_interleave(shared, 0, output_size=like.shape[0])
+        return self._filled(like, kind, self.keys, draw)
+
+    def _filled(self, like: Tensor, kind: str, keys: Sequence[tuple[int, int]], draw: int) -> Tensor:
         out = torch.empty(like.shape, dtype=like.dtype, device=like.device)
         if out.device.type == "cpu" and out.dtype in _NUMPY_DTYPES:
             dtype, rows = _NUMPY_DTYPES[out.dtype], out.numpy()
-            for row, key in enumerate(self.keys):
+            for row, key in enumerate(keys):
                 generator = self._numpy(key, draw)
                 fill = generator.standard_normal if kind == "normal" else generator.random
                 fill(dtype=dtype, out=rows[row * self.rows : (row + 1) * self.rows])
             return out
-        for row, key in enumerate(self.keys):
+        for row, key in enumerate(keys):
             view = out[row * self.rows : (row + 1) * self.rows]
             if kind == "normal":
                 view.normal_(generator=self._torch(key, draw, out.device))
@@ -122,22 +134,24 @@ class Rng:
         return self.draw - 1
 
     def _numpy(self, key: tuple[int, int], draw: int) -> np.random.Generator:
-        # setting the state of one generator gives the numbers of a new one, several times faster: making one asks
-        # the operating system for entropy that is not used
-        if self._philox is None:
-            self._philox = np.random.Philox(key=0)
-        self._philox.state = {
+        # setting the state of one generator gives the numbers of a new one, many times faster: making one asks the
+        # operating system for entropy that is not used. Tuples, as NumPy makes an object of every word of an array
+        if self._made is None:
+            philox = np.random.Philox(key=0)
+            self._made = philox, np.random.Generator(philox)
+        philox, generator = self._made
+        philox.state = {
             "bit_generator": "Philox",
             "state": {
-                "counter": np.array([0, draw, self.step & _MASK, _word(self.purpose)], dtype=np.uint64),
-                "key": np.array([word & _MASK for word in key], dtype=np.uint64),
+                "counter": (0, draw, self.step & _MASK, _word(self.purpose)),
+                "key": (key[0] & _MASK, key[1] & _MASK),
             },
             "buffer": _EMPTY,
             "buffer_pos": 4,
             "has_uint32": 0,
             "uinteger": 0,
         }
-        return np.random.Generator(self._philox)
+        return generator
 
     def _torch(self, key: tuple[int, int], draw: int, device: torch.device) -> torch.Generator:
         generator = torch.Generator(device=device)

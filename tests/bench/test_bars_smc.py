@@ -27,7 +27,7 @@ def test_the_error_falls_with_the_particles_and_the_evidence_is_unbiased(solver)
     assert not failures(bars)
 
 
-@pytest.mark.parametrize(("solver", "options"), [("dcps", {"blocks": 1}), ("fps-smc", {}), ("tds", {})])
+@pytest.mark.parametrize(("solver", "options"), [("dcps", {}), ("fps-smc", {}), ("tds", {})])
 def test_the_evidence_of_a_blurred_texture_is_unbiased(solver, options):
     assert not failures(knows_the_evidence(get_solver(solver, **options), "texture-blur-0.5"))
 
@@ -111,13 +111,17 @@ def test_the_command_goes_on_from_its_file_and_the_page_shows_it(tmp_path, capsy
     assert path.read_text().startswith(before)
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     assert [(r["solver"], r["setting"], r["particles"]) for r in rows] == [
-        (name, setting, n) for name, setting in (("tds", ""), ("dcps", ""), ("dcps", "blocks=1")) for n in (8, 16)
+        (name, setting, n) for name, setting in (("tds", ""), ("dcps", ""), ("dcps", "blocks=3")) for n in (8, 16)
     ]
     out = capsys.readouterr().out
-    assert "| dcps blocks=1 | 6 | " in out
+    assert "| dcps blocks=3 | 6 | " in out
     page = particles_page(rows)
     assert "`plane-row-0.05`, 2 dimensions:" in page
     assert f"| tds | 6 | {slope(rows[:2])[0]:.2f} ± " in page
     assert f"| {rows[0]['error']:.3f}; {rows[0]['evidence']:.2f} ± " in page
+    assert f" | {rows[1]['bias']:.3f} |" in page
+    assert main([*words, "--solver", "tds", "--particles", "12"]) == 0
+    last = json.loads(path.read_text().splitlines()[-1])
+    assert (last["solver"], last["particles"]) == ("tds", 12)
     assert main([*words, "--solver", "mmps"]) == 2
     assert "solver here 'mmps'" in capsys.readouterr().err

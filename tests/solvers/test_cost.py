@@ -12,9 +12,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import unveil
-from unveil import Gaussian
+from unveil import Gaussian, Poisson
 from unveil.bench.counting import Tally, count_steps
-from unveil.operators import Blur, Downsample, Inpainting, gaussian_kernel
+from unveil.numerics.resampling import SCHEMES
+from unveil.operators import Blur, Downsample, Identity, Inpainting, gaussian_kernel
 from unveil.operators.base import Linear, Operator, Spectral
 from unveil.priors.base import Prior, expand
 from unveil.priors.networks.unet import UNet
@@ -447,6 +448,59 @@ def test_no_more_than_a_chunk_of_particles_is_seen_at_a_time(name, options, kind
     assert rows.graphs == (2 if solver.gradient else 0)
     assert max(rows.most.values()) == 2 * draws, rows.most
     assert torch.equal(apart, together)
+
+
+class Placeholders(Linear):
+    """A linear operator without a spectral form, a part of whose measurements are placeholders."""
+
+    def __init__(self, rows):
+        self.mask, self.in_shape = WatchedMask(rows).mask, (3, 8, 8)
+        self.measured = self.mask.float()
+
+    def __call__(self, x):
+        return x.roll(1, -1) * self.mask
+
+    def adjoint(self, y):
+        return (y * self.mask).roll(-1, -1)
+
+
+def particle_problems():
+    """A problem of every kind that the particle methods treat in their own way."""
+    mask, x = WatchedMask(Rows()), torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    kinds = {
+        "spectral": (mask, 0.3),
+        "spectral without noise": (mask, 0.0),
+        "placeholders": (Placeholders(Rows()), 0.3),
+        "curve": (WatchedCurve(Rows()), 0.3),
+        "photons": (mask, Poisson(30.0)),
+        "photons of a curve": (WatchedCurve(Rows()), Poisson(30.0)),
+    }
+    found = {name: unveil.Problem.simulate(x, operator, noise) for name, (operator, noise) in kinds.items()}
+    reward = unveil.Reward(lambda x: -x.flatten(1).square().sum(1))
+    return found | {"reward": unveil.Problem(torch.zeros(2, 3, 8, 8), Identity(), reward)}
+
+
+UNHEARD = [
+    *VARIANTS,
+    *(("tds", {"resampling": scheme}) for scheme in SCHEMES),
+    *(("tds", {"threshold": share}) for share in (0.0, 1.0)),
+    *(("tds", {"variance": variance}) for variance in ("sigma", "step")),
+    *(("fk-steering", {"potential": potential}) for potential in ("max", "add", "rt")),
+    ("das", {"alpha": 2.0, "capped": False}),
+    ("ddsmc", {"order": 1}),
+    ("pmc", {"order": "pnp"}),
+]
+"""Ways through the particle methods: every scheme of resampling, due at every step, at none or at some."""
+
+
+@pytest.mark.parametrize("kind", particle_problems())
+@pytest.mark.parametrize(("name", "options"), UNHEARD)
+def test_no_step_of_particles_waits_for_the_device(name, options, kind):
+    solver, problem = unveil.get_solver(name, **{**SHORT.get(name, {}), **options}), particle_problems()[kind]
+    if solver.unfit(problem) is not None:
+        pytest.skip(solver.unfit(problem))
+    for step in count_steps(problem, WatchedPrior(Rows()), solver, 3):
+        assert step.tally.syncs == []
 
 
 class Detectors(Operator):

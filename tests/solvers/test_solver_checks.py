@@ -184,6 +184,9 @@ def test_a_solver_that_ignores_its_seed_is_caught():
         lambda x: torch.unique(x),
         lambda x: torch.equal(x, x),
         lambda x: x.cpu(),
+        lambda x: torch.tensor([0.0, 1.0], device=x.device),
+        lambda x: torch.as_tensor(0.5, device=x.device),
+        lambda x: x.new_tensor(0.5),
         lambda x: torch.linalg.inv(x.new_ones(1, 1)),
         lambda x: x.clone().__setitem__(x > 0, x.new_zeros(int(x.numel() > 0))),
         lambda x: None if x.abs().max() > 1e9 else x,
@@ -205,6 +208,7 @@ def test_operations_that_do_not_wait_are_not_reported():
         y = torch.where(x > 2, x, 0).clamp_min(1).reshape(2, 3)
         y[0] = y[1, :]
         _ = y[:, torch.tensor([0, 2])], y.masked_fill(y > 3, 0), y.double(), y.sum(1), y.argmax()
+        _ = torch.as_tensor(x, device=x.device), torch.full((2,), 0.5, device=x.device), x.new_zeros(2)
     assert tally.syncs == []
 
 

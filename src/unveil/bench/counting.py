@@ -48,6 +48,9 @@ SYNCS = {
 READS = (Tensor.cpu, Tensor.tolist, Tensor.item, Tensor.__array__)
 """Methods that bring values to the host without showing as an operation on the CPU."""
 
+PUTS = (torch.tensor, torch.as_tensor, torch.asarray)
+"""Functions that, told a device, bring numbers of the host to it, for which the host waits too."""
+
 
 @dataclass(eq=False)
 class Tally(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -124,7 +127,7 @@ def _waits(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -
 
 
 class _Reads(TorchFunctionMode):
-    """Notes the methods of READS."""
+    """Notes the methods of READS, and the functions of PUTS that are given numbers and a device."""
 
     def __init__(self, syncs: list[str]) -> None:
         super().__init__()
@@ -135,6 +138,9 @@ class _Reads(TorchFunctionMode):
     ) -> Any:
         # item ends in _local_scalar_dense, which the other mode sees
         if func in READS and func is not Tensor.item:
+            self.syncs.append(func.__name__)
+        numbers = func is Tensor.new_tensor or (func in PUTS and (kwargs or {}).get("device") is not None)
+        if numbers and not any(isinstance(a, Tensor) for a in args[-1:]):
             self.syncs.append(func.__name__)
         return func(*args, **(kwargs or {}))
 

@@ -27,7 +27,7 @@ from .mixtures import student
 
 SETTINGS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("dcps", {}),
-    ("dcps", {"blocks": 1}),
+    ("dcps", {"blocks": 3}),
     ("ddsmc", {}),
     ("fps-smc", {}),
     ("mcgdiff", {}),
@@ -47,20 +47,23 @@ KEYS = ("solver", "setting", "problem", "particles", "steps", "runs")
 def measure(solver: Solver, problem: str, particles: int, steps: int = STEPS, runs: int = RUNS, seed: int = 0) -> Row:
     """``runs`` independent runs with as many particles, on a problem of the family whose posterior is Gaussian.
 
-    ``error``, and its standard error as a share of it (``error_spread``); if the solver estimates p(y), the mean of the
-    estimates over the closed form (``evidence``) and its standard error (``evidence_spread``). Run k has seed
-    ``seed`` + k.
+    ``error``, and its standard error as a share of it (``error_spread``); ``bias``, the part of it that the mean over
+    all runs has, too, less what so many runs leave to chance; if the solver estimates p(y), the mean of the estimates
+    over the closed form (``evidence``) and its standard error (``evidence_spread``). Run k has seed ``seed`` + k.
     """
     known, start = get_problem(problem), time.perf_counter()
     many = replace(known.problem, y=known.problem.y.repeat(runs, *[1] * (known.problem.y.ndim - 1)))
     result = solve(many, known.prior, solver, samples=particles, steps=steps, seed=[seed + k for k in range(runs)])
     assert result.weights is not None
     at = torch.einsum("bs,bsn->bn", result.weights.double(), result.samples.double().flatten(2))
-    squares = (at - known.posterior.mean.flatten()).square().sum(1) / known.posterior.covariance.trace()
+    off, scale = at - known.posterior.mean.flatten(), known.posterior.covariance.trace()
+    squares = off.square().sum(1) / scale
+    shared = (off.mean(0).square() - off.var(0) / runs).sum() / scale
     row: Row = {"solver": solver.name, "problem": problem, "particles": particles, "steps": steps, "runs": runs}
     row["dimension"] = known.n
     row["error"] = float(squares.mean().sqrt())
     row["error_spread"] = float(squares.std() / squares.mean() / 2 / runs**0.5)
+    row["bias"] = float(shared.clamp_min(0).sqrt())
     if result.log_evidence is not None:
         ratio = (result.log_evidence.double() - known.prior.log_evidence(known.problem)).exp()
         row |= {"evidence": float(ratio.mean()), "evidence_spread": float(ratio.std() / runs**0.5)}
@@ -84,11 +87,12 @@ def run(
     steps: int = STEPS,
     runs: int = RUNS,
     on_row: Callable[[Row], object] | None = None,
+    counts: Sequence[int] | None = None,
 ) -> list[Row]:
-    """Measure particle methods with each of ``COUNTS`` particles; rows go to ``path``, and those that it has are kept.
+    """Measure particle methods with each number of particles; rows go to ``path``, and those that it has are kept.
 
-    ``solvers`` are those of ``SETTINGS``, ``problems`` of ``PROBLEMS``: all by default. Raises :class:`InputError` for
-    a file that holds something else, and :class:`UnknownName`.
+    ``solvers`` are those of ``SETTINGS``, ``problems`` of ``PROBLEMS``, ``counts`` those of ``COUNTS``: all by default.
+    Raises :class:`InputError` for a file that holds something else, and :class:`UnknownName`.
     """
     for what, given, known in (("solver", solvers, [name for name, _ in SETTINGS]), ("problem", problems, PROBLEMS)):
         for name in given or ():
@@ -100,29 +104,35 @@ def run(
             if solvers and name not in solvers:
                 continue
             setting = ", ".join(f"{k}={v}" for k, v in options.items())
-            for k, count in enumerate(COUNTS):
+            for count in counts or COUNTS:
                 row = dict(zip(KEYS, (name, setting, problem, count, steps, runs), strict=True))
                 if row in ledger:
                     continue
-                found = measure(get_solver(name, **options), problem, count, steps, runs, seed=1000 * k)
+                found = measure(get_solver(name, **options), problem, count, steps, runs, seed=seed_of(count))
                 ledger.add(row | found)
                 if on_row is not None:
                     on_row(ledger.rows[-1])
     return ledger.rows
 
 
+def seed_of(count: int) -> int:
+    """The first seed of the runs with so many particles: those of different numbers share none."""
+    return 1000 * COUNTS.index(count) if count in COUNTS else 10_000 + count
+
+
 def table(rows: Sequence[Row]) -> str:
     """Markdown of one problem: per setting of a solver the slope, and per number of particles the error, and p(y)."""
     counts = sorted({row["particles"] for row in rows})
-    out = "| solver | steps | slope | " + " | ".join(f"{n}" for n in counts) + " |\n"
-    out += "|---|--:|--:|" + "--:|" * len(counts) + "\n"
+    out = "| solver | steps | slope | " + " | ".join(f"{n}" for n in counts) + " | bias |\n"
+    out += "|---|--:|--:|" + "--:|" * (len(counts) + 1) + "\n"
     for key in sorted({(row["solver"], row["setting"], row["steps"]) for row in rows}):
         its = [row for row in rows if (row["solver"], row["setting"], row["steps"]) == key]
         its.sort(key=lambda row: row["particles"])
         fall = "{:.2f} ± {:.2f}".format(*_wide(slope(its), 1000)) if len(its) > 1 else ""
         by = {row["particles"]: row for row in its}
         words = " ".join(filter(None, key[:2]))
-        out += f"| {words} | {key[2]} | {fall} | {' | '.join(_cell(by.get(n)) for n in counts)} |\n"
+        bias = next((f"{row['bias']:.3f}" for row in reversed(its) if "bias" in row), "-")
+        out += f"| {words} | {key[2]} | {fall} | {' | '.join(_cell(by.get(n)) for n in counts)} | {bias} |\n"
     return out
 
 

@@ -109,6 +109,10 @@ def bench_particles(
     problem: Annotated[list[str] | None, typer.Option(help="Only this problem; may be repeated.")] = None,
     steps: Annotated[int, typer.Option(min=1, help="Steps.")] = 50,
     runs: Annotated[int, typer.Option(min=4, help="Independent runs of each cell.")] = 64,
+    count: Annotated[
+        list[int] | None,
+        typer.Option("--particles", min=2, help="Only with so many particles, any number; may be repeated."),
+    ] = None,
 ) -> None:
     """Measure how the error of particle methods falls with their number, and whether they know p(y), on Gaussians."""
     from ..bench import particles
@@ -120,6 +124,7 @@ def bench_particles(
         steps,
         runs,
         lambda r: print(f"{r['solver']} {r['setting']} on {r['problem']}, {r['particles']} particles", file=sys.stderr),
+        count,
     )
     for name in dict.fromkeys(row["problem"] for row in rows):
         print(f"{name}\n\n{particles.table([row for row in rows if row['problem'] == name])}")

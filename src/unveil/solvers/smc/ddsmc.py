@@ -83,10 +83,10 @@ class DDSMC(ParticleSolver):
         c = data.Vt(ahead)
         rho2 = min(rho2, CAP * std**2 / step**2)
         gain = torch.where(data.seen, rho2 / (rho2 + data.var), 0)
-        shift = step * gain * (data.ybar - c)
+        shift = (data.ybar - c).mul_(step * gain)
         var = std**2 - step**2 * rho2 * gain
         z = run.rng.normal(c)
-        d = shift + var.sqrt() * z
-        x = mean + data.V(d)
-        ratio = 0.5 * total(z.square() - d.square() / std**2 + (var / std**2).log())
+        d = (var.sqrt() * z).add_(shift)
+        x = mean.add_(data.V(d))
+        ratio = 0.5 * total(z.square_().sub_(d.square().div_(std**2)).add_((var / std**2).log()))
         return state.next(x, x0, **aux, move=ratio - twist)

@@ -113,9 +113,9 @@ class FPSSMC(ParticleSolver):
         gained = data.log_ratio(away, b**2 * var + after, away_before, before)
         index, aux = self.resample(state.aux["log_weights"] + gained, state.aux, run)
         gain, rest = product(data, var, b, after)
-        x = (m + gain * away)[index]
+        x = (gain * away).add_(m)[index]
         if sigma_next > 0:
-            x = x + rest.sqrt() * run.rng.normal(m)
+            x = run.rng.normal(m).mul_(rest.sqrt()).add_(x)
         return state.next(data.V(x), x0[index], **aux)
 
     def follow(self, state: State, x0: Tensor, ahead: Tensor, data: Spectrum, run: Run) -> State:

@@ -89,7 +89,7 @@ class MCGDiff(ParticleSolver):
         index, aux = self.resample(state.aux["log_weights"] + gained, state.aux, run)
         m = m[index]
         gain = torch.where(active, var / both, 0)
-        x = m + gain * (data.ybar - m)
+        x = (data.ybar - m).mul_(gain).add_(m)
         if sigma_next > 0:
-            x = x + std * (1 - gain).sqrt() * run.rng.normal(m)
+            x = run.rng.normal(m).mul_(std * (1 - gain).sqrt()).add_(x)
         return state.next(data.V(x), x0[index], **aux)

@@ -204,8 +204,7 @@ def shifted(mean: Tensor, shift: Tensor, std: float, run: Run) -> tuple[Tensor, 
 
 def shared_noise(like: Tensor, run: Run, std: float) -> Tensor:
     """Noise N(0, std^2 I) that the particles of a measurement share, [N, ...] as ``like``."""
-    z = run.rng.normal(like)
-    return std * z[:: run.samples].repeat_interleave(run.samples, 0, output_size=z.shape[0])
+    return run.rng.normal(like, run.samples).mul_(std)
 
 
 def without_evidence(aux: dict[str, Tensor]) -> dict[str, Tensor]:

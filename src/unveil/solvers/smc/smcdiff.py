@@ -80,5 +80,5 @@ class SMCDiff(ParticleSolver):
         index, aux = self.resample(weights, state.aux, run)
         free = m[index]
         if sigma_next > 0:
-            free = free + std * run.rng.normal(m)
+            free = run.rng.normal(m).mul_(std).add_(free)
         return state.next(data.V(torch.where(data.seen, target, free)), x0[index], **aux, path=onward)

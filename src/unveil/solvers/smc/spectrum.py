@@ -58,19 +58,21 @@ class Spectrum:
     def log_normal(self, d: Tensor, var: Tensor) -> Tensor:
         """The sum over coordinates that are seen of log N(d; 0, var), of var for all rows: [N]."""
         size = (2 * math.pi * var).log()
-        return self._total(len(d), self.seen, lambda rows: d[rows].square() / var + size)
+        return self._total(len(d), self.seen, lambda rows: d[rows].square().div_(var).add_(size))
 
     def log_ratio(self, d: Tensor, var: Tensor, d0: Tensor, var0: Tensor, where: Tensor | None = None) -> Tensor:
         """The sum over coordinates (seen, or those of ``where``) of log N(d; 0, var) - log N(d0; 0, var0): [N]."""
         size = (var / var0).log()
 
         def terms(rows: slice) -> Tensor:
-            return (d[rows].square() / var).sub_(d0[rows].square() / var0).add_(size)
+            return d[rows].square().div_(var).sub_(d0[rows].square().div_(var0)).add_(size)
 
         return self._total(len(d), self.seen if where is None else where, terms)
 
     def _total(self, n: int, where: Tensor, terms: Callable[[slice], Tensor]) -> Tensor:
-        return in_parts(n, self.chunk, lambda rows: -0.5 * total(torch.where(where, terms(rows), 0)))
+        # in place, here and in the terms: new memory of the size of a cloud costs more than arithmetic on it
+        hidden = ~where
+        return in_parts(n, self.chunk, lambda rows: -0.5 * total(terms(rows).masked_fill_(hidden, 0)))
 
 
 _KNOWN: WeakKeyDictionary[Problem, Spectrum] = WeakKeyDictionary()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
+from ...noise.base import count
 from ...operators.base import Spectral
 from ...problem import Problem, squared_norm
 from .particles import exact, total
@@ -31,7 +34,9 @@ def blurred_likelihood(problem: Problem, x0: Tensor, var: float, slope: bool = T
     if sigma_y is not None:
         loss, gradient = problem.data(x0) if slope else (0.5 * squared_norm(problem.residual(x0)), x0)
         spread = sigma_y**2 + var
-        size = 0.5 * problem.m * torch.log(torch.tensor(spread, dtype=exact(loss), device=loss.device))
+        n = count(problem.y, A.measured)  # not problem.m, for which the host waits
+        halves = 1.0 if problem.y.is_complex() else 0.5
+        size = halves * math.log(spread) * (n.to(exact(loss)) if isinstance(n, Tensor) else n)
         return -loss.to(exact(loss)) / spread - size, -gradient / spread
     noise = problem.noise.variance(problem.y)
     if noise is None:
