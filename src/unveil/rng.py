@@ -135,12 +135,13 @@ class Rng:
 
     def _numpy(self, key: tuple[int, int], draw: int) -> np.random.Generator:
         # setting the state of one generator gives the numbers of a new one, many times faster: making one asks the
-        # operating system for entropy that is not used. Tuples, as NumPy makes an object of every word of an array
+        # operating system for entropy that is not used. Tuples, as NumPy makes an object of every word of an array,
+        # which is what its annotations ask for
         if self._made is None:
             philox = np.random.Philox(key=0)
             self._made = philox, np.random.Generator(philox)
         philox, generator = self._made
-        philox.state = {
+        state: Any = {
             "bit_generator": "Philox",
             "state": {
                 "counter": (0, draw, self.step & _MASK, _word(self.purpose)),
@@ -151,6 +152,7 @@ class Rng:
             "has_uint32": 0,
             "uinteger": 0,
         }
+        philox.state = state
         return generator
 
     def _torch(self, key: tuple[int, int], draw: int, device: torch.device) -> torch.Generator:
