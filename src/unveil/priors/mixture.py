@@ -33,6 +33,11 @@ Components = tuple[Tensor, Tensor, "Tensor | None", Tensor]
 """Log-weights [K], means [K, n], eigenvectors [K, n, n] (None: the axes), eigenvalues [K, n]."""
 
 
+Span = tuple[Tensor, Tensor, Tensor, Tensor]
+"""Of the means around the common one, float64: an orthonormal basis [n, r] of their span and their coordinates [K, r];
+the common one, [n], and its coordinates [r]."""
+
+
 class _Spheres(NamedTuple):
     """What isotropic components make of rows x [N, n], float64: D(x) = kept x + lost m, with the means m [K, n].
 
@@ -108,7 +113,8 @@ class GaussianMixturePrior(Prior):
         self._singular = float(variances.min()) == 0
         self._round = components[2] is None and not self._singular and bool((variances == variances[:, :1]).all())
         self._even = self._round and bool((variances == variances[0]).all())
-        self._casts: dict[Any, Any] = {}
+        self._casts: dict[tuple[torch.dtype, torch.device], Components] = {}
+        self._spans: dict[torch.device, Span] = {}
 
     def _like(
         self, components: Components, value_range: Range | None = None, device: torch.device | None = None
@@ -194,18 +200,14 @@ class GaussianMixturePrior(Prior):
     def _is_round(self, x: Tensor) -> bool:
         return self._round and x.device.type != "mps"
 
-    def _span(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Of the means around the common one, float64: an orthonormal basis [n, r] of their span and their coordinates
-        [K, r]; and the common one, [n], and its coordinates [r]."""
-        key = ("span", x.device)
-        if key not in self._casts:
+    def _span(self, x: Tensor) -> Span:
+        if x.device not in self._spans:
             centre, means = self._mean, self._components[1]
             _, size, axes = torch.linalg.svd(means - centre, full_matrices=False)
             basis = axes[size > 1e-13 * size.max()].T
-            self._casts[key] = tuple(
-                part.to(x.device) for part in (basis, (means - centre) @ basis, centre, centre @ basis)
-            )
-        return self._casts[key]
+            its = basis, (means - centre) @ basis, centre, centre @ basis
+            self._spans[x.device] = tuple(part.to(x.device) for part in its)  # type: ignore[assignment]
+        return self._spans[x.device]
 
     def _spheres(self, flat: Tensor, sigma: Sigma) -> _Spheres:
         x = flat.double()
