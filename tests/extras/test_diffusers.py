@@ -106,10 +106,14 @@ def x0_of(scheduler: Any, out: Tensor, index: int, x: Tensor) -> Tensor:
     t = scheduler.timesteps[index]
     if hasattr(scheduler, "convert_model_output"):
         scheduler._step_index = index
-        return scheduler.convert_model_output(out, sample=x)
+        made = scheduler.convert_model_output(out, sample=x)
+        if getattr(scheduler.config, "algorithm_type", "") != "deis":
+            return made
+        s, sigma = scheduler._sigma_to_alpha_sigma_t(scheduler.sigmas[index])  # this one converts to noise
+        return (x - sigma * made) / s
     try:
         result = scheduler.step(out, t, x)
-    except ValueError as error:
+    except (ValueError, NotImplementedError) as error:
         pytest.skip(f"{type(scheduler).__name__} refuses this: {error}")
     if getattr(result, "pred_original_sample", None) is None:
         pytest.skip(f"{type(scheduler).__name__} tells no clean signal")
@@ -151,6 +155,8 @@ def test_the_clean_signal_is_that_of_diffusers(kind, config):
         x_t = s * clean + sigma_t * eps
         want = x0_of(scheduler, out, index, x_t)
         prior, network = ours(setting, out, shape)
+        if sigma_t / s > prior.sigma_range[1] * (1 + 1e-6):
+            continue  # noisier than what we take networks to know
         close(prior.denoise(x_t / s, sigma_t / s), want)
         time = float(scheduler.timesteps[index])
         assert network.t.tolist() == pytest.approx(
@@ -295,10 +301,10 @@ def test_a_pipeline_of_images(tmp_path, safe):
     assert len(check_prior(free, (3, 16, 16))) == 9
     # the network's folder beside its scheduler, and a network alone
     assert load_prior(folder / "unet").describe() == {**prior.describe(), "name": "unet"}
-    module.save_pretrained(tmp_path / "alone")
+    module.save_pretrained(tmp_path / "apart" / "alone")
     with pytest.raises(InputError, match="pass schedule= and predicts="):
-        load_prior(tmp_path / "alone")
-    alone = load_prior(tmp_path / "alone", schedule=ddpm_linear(), predicts="v")
+        load_prior(tmp_path / "apart" / "alone")
+    alone = load_prior(tmp_path / "apart" / "alone", schedule=ddpm_linear(), predicts="v")
     assert (inner(alone).predicts, inner(alone).clip) == ("v", False)
 
 

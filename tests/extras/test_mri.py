@@ -32,7 +32,8 @@ def test_nuffts_agree_with_direct_sums(package: str, limit: float) -> None:
     assert float((theirs(x) - y).norm() / y.norm()) < limit
     assert float((theirs.adjoint(v) - mine.adjoint(v)).norm() / mine.adjoint(v).norm()) < limit
     torch.testing.assert_close(Operator.vjp(theirs, x, v), theirs.adjoint(v), rtol=1e-5, atol=1e-5)
-    assert dict(checks.check_operator(theirs))["adjoint"] < 1e-6
+    # not check_operator: derivatives in the points are those of direct sums, which differences of rough ones hide
+    assert checks.check_adjoint(theirs) < 1e-6
     single = theirs(x.float())
     assert float((single - y).norm() / y.norm()) < max(limit, 1e-5)
 
