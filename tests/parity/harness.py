@@ -128,9 +128,11 @@ class Fed(Rng):
         super().__init__([(0, 0)])
         self.generator = torch.Generator().manual_seed(seed)
 
-    def normal(self, like):
+    def normal(self, like, shared=1):
         assert not like.is_complex()
-        return torch.randn(like.shape, generator=self.generator, dtype=torch.float64).to(like)
+        # the records draw for all rows, also where neighbours get those of the first
+        drawn = torch.randn(like.shape, generator=self.generator, dtype=torch.float64).to(like)
+        return drawn[::shared].repeat_interleave(shared, 0)
 
 
 def ours(record, steps=None):

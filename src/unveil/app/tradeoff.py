@@ -56,7 +56,7 @@ def relative(rows: Sequence[Row], key: str, scale: Callable[[float, float], floa
     """Per solver and effort, the mean over the cells that it has of ``scale(its value, the cell's median)``.
 
     The median is over the solvers at their usual steps. Solvers that fit different tasks become comparable, as far as
-    that is possible. Only solvers with at least half of the cells that their kind of problem (noisy or not) has count.
+    that is possible. Only solvers with at least half of the tasks that their kind of problem (noisy or not) has count.
     """
     done = [r for r in rows if r["status"] == "DONE" and r["method"] not in CLASSICAL and r.get(key) is not None]
     level: dict[tuple[str, str], list[float]] = {}
@@ -68,8 +68,8 @@ def relative(rows: Sequence[Row], key: str, scale: Callable[[float, float], floa
     for solver, label in dict.fromkeys((r["method"], r["label"]) for r in done):
         its = [r for r in done if (r["method"], r["label"]) == (solver, label) and (r["task"], r["image"]) in medians]
         quiet = all(TASKS[r["task"]].noise == 0 for r in its)
-        there = [cell for cell in medians if (TASKS[cell[0]].noise == 0) == quiet]
-        if not its or 2 * len(its) < len(there):
+        there = {task for task, _ in medians if (TASKS[task].noise == 0) == quiet}
+        if not its or 2 * len({r["task"] for r in its}) < len(there):
             continue
         value = mean(scale(r[key], medians[r["task"], r["image"]]) for r in its)
         work = mean(r["nfe"] + r["vjps"] for r in its)
