@@ -340,7 +340,19 @@ CT = "angles = 'angles.npy'\n"
         (CT + 'noise = "much"', "noise is a number"),
         (CT + "slices = 7", "a list of numbers below 2"),
         (CT + "white = -1.0", "white must be larger"),
-        (CT + 'data = "transmission"\ni0 = -5.0', "i0 is the intensity without an object"),
+        (CT + 'data = "transmission"\ni0 = -5.0', "i0 must be > 0"),
+        (CT + "i0 = 1e5", "belongs to transmitted intensities"),
+        (CT + 'data = "counts"', 'data is "line-integrals" or "transmission"'),
+        (CT + "slices = [1, 1]", "names one twice"),
+        (CT + "noise = -1", "noise must be >= 0"),
+        (CT + "pixel = 0", "pixel must be > 0"),
+        (CT + "pixel = 1e-30", "out of all range"),
+        (CT + "spacing = 1000", "no ray meets the image"),
+        (CT + "size = [1000000, 1000000]", "more than can be computed with"),
+        (CT + 'output = "image.npy"', "output is the suffix of a kind of file"),
+        ("angles = {count = 24.5}", "count a number of views"),
+        ("angles = {count = 1000000000}", "count a number of views"),
+        (CT + "fwhm = 2", "unknown entry 'fwhm'"),
         (CT + "axes = 3", "axes is a text or a list of texts"),
         (CT + "slices = true", "a list of numbers below 2"),
         (CT + "noise = nan", "noise is a number"),
@@ -368,7 +380,11 @@ def test_tomography_that_does_not_fit(unveil, tmp_path, text, words) -> None:
         ("maps = 'maps.npy'\nmask = 'mask.npy'", "the mask"),
         ("maps = 'maps.npy'\naxes = 'coil row column'", "different word of"),
         ("maps = 2.0", "the data need [coils, H, W] = (4, 32, 32)"),
-        ("maps = 'espirit'\ncalibration = 'wide'", "calibration is a number"),
+        ("maps = 'espirit'\ncalibration = 'wide'", "calibration is a whole number"),
+        ("maps = 'maps.npy'\ncalibration = 33", "calibration is a side of the middle of k-space, 1 to 32"),
+        ("maps = 'maps.npy'\nphase = 'known'", 'phase is "smooth" or "none"'),
+        ("maps = 'maps.npy'\nblack = 0.1", "mri has no black, magnitudes start at 0"),
+        ("maps = 'maps.npy'\nwhite = 0", "white must be > 0"),
         ("maps = 'low-resolution'\ncalibration = 24", "of the middle 24 x 24 of k-space was not measured"),
     ],
 )
@@ -416,10 +432,48 @@ def test_spokes_that_do_not_fit(unveil, tmp_path) -> None:
     assert "points reach 15.71 radians per pixel, the grid resolves pi" in said("cycles")
     assert "needs the size of the image" in said("points", "")
     assert "needs the size of the image" in said("points", "size = [16, 16, 16]")
-    assert "has 3 coils: give their maps as a file" in said("points", key="coils")
+    assert "has 3 coil(s) on a trajectory: give their maps as a file" in said("points", key="coils")
+    assert "has () points" in refused(
+        unveil, tmp_path, f"{tmp_path}/scan.npz:kspace", "mri", "trajectory = 1\nsize = [16, 16]"
+    )
+    assert "mask belongs to k-space on a grid" in said("points", "size = [16, 16]\nmask = 1")
+    assert "give their maps as a file" in said("points", 'size = [16, 16]\nmaps = "espirit"')
     settings = config(tmp_path, "trajectory = 'far.npy'\nsize = [16, 16]\nnoise = 1.0")
     notes = read_scan(f"{tmp_path / 'scan.npz'}:kspace", "mri", settings).notes
     assert any("points lie within 0.449 of zero: they are taken as radians per pixel" in note for note in notes)
+
+
+@pytest.mark.parametrize(
+    ("instrument", "text", "words"),
+    [
+        ("pet", "noise = 1.0", "pet has no noise, the noise of counts is Poisson's"),
+        ("pet", "background = [1.0, 2.0]", "background has shape (2,), the counts of a slice (24, 48)"),
+        ("pet", "background = -1.0", "background is the mean of counts"),
+        ("pet", "background = 1e300", "absurdly large"),
+        ("pet", "fwhm = -1.0", "fwhm must be >= 0"),
+        ("mosaic", "pattern = 'rggb'\nblack = 2.0", "white must be larger than black"),
+        ("mosaic", "pattern = 'rgb'", "pattern"),
+        ("diffraction", "size = [16, 16]\npower = 3", "power is 1 or 2"),
+        ("diffraction", "size = [16, 16]\ncentred = 1", "centred is true or false"),
+        ("diffraction", "size = [16, 16]\nnoise = true", "noise is a number"),
+    ],
+)
+def test_settings_that_do_not_fit(unveil, tmp_path, instrument, text, words) -> None:
+    counts = np.random.default_rng(0).poisson(9.0, (24, 48)).astype(np.float32)
+    np.save(tmp_path / "counts.npy", counts if instrument == "pet" else counts[:, :24])
+    geometry = "angles = {count = 24}\nsize = [32, 32]\n" if instrument == "pet" else ""
+    assert words in refused(unveil, tmp_path, tmp_path / "counts.npy", instrument, geometry + text)
+
+
+def test_a_mosaic_with_a_black_level_is_the_mosaic_without(tmp_path) -> None:
+    y = np.random.default_rng(0).random((16, 16)).astype(np.float32)
+    for name, values, text in (("plain", y, ""), ("raw", 64 + 960 * y, "black = 64\nwhite = 1024\n")):
+        np.save(tmp_path / f"{name}.npy", values)
+        noise = 0.1 if name == "plain" else 96
+        settings = config(tmp_path / name, f"pattern = 'rggb'\nnoise = {noise}\n{text}")
+        found = measure(read_scan(tmp_path / f"{name}.npy", "mosaic", settings), 0, 3)
+        torch.testing.assert_close(found.y[0, 0], torch.from_numpy(y), rtol=0, atol=1e-6)
+        assert float(found.noise.sigma) == pytest.approx(0.1)
 
 
 def test_packages_that_are_missing(unveil, tmp_path, monkeypatch) -> None:

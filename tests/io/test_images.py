@@ -278,6 +278,11 @@ def test_colour_profile_is_kept(tmp_path, bits):
     assert read_image(tmp_path / "a.jpg")[1].profile is None
 
 
+def read_tags(path) -> dict[int, object]:
+    with tifffile.TiffFile(path) as file:
+        return {tag.code: tag.value for tag in file.pages.first.tags}
+
+
 @pytest.mark.parametrize("bits", [8, 16])
 def test_exposure_and_resolution_are_kept(tmp_path, bits):
     exif = Image.Exif()
@@ -292,11 +297,10 @@ def test_exposure_and_resolution_are_kept(tmp_path, bits):
         y, again = read_image(tmp_path / name)
         torch.testing.assert_close(y, x, rtol=0, atol=1e-6)  # it is not turned twice
         assert again.dpi == pytest.approx((300, 150), rel=1e-4)
-        if bits == 8 or name == "a.png":
-            found = Image.open(tmp_path / name).getexif()
-            assert (found[271], found.get(0x0112, 1)) == ("Leica", 1)
-            assert 0xA002 not in found.get_ifd(0x8769)
-            assert images.exposure(again) == images.exposure(form)
+        found = Image.open(tmp_path / name).getexif() if bits == 8 or name == "a.png" else read_tags(tmp_path / name)
+        assert (found[271], found.get(0x0112, 1)) == ("Leica", 1)
+        assert images.exposure(again) == pytest.approx(images.exposure(form))
+        assert 0xA002 not in found.get_ifd(0x8769) if hasattr(found, "get_ifd") else 0xA002 not in found
 
 
 def test_values_are_clipped_and_rounded():

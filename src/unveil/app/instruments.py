@@ -79,14 +79,15 @@ def _measure_mri(scan: Scan, k: int, channels: int | None) -> Measured:
     if "points" in arrays:
         height, width = scan.table["size"]
         operator = NonCartesianMRI(arrays["points"], (height, width), maps)
-        phase = torch.zeros(height, width) if channels == 2 else _bare(operator, y).angle()
+        plain = channels == 2 or scan.table.get("phase") == "none"
+        phase = torch.zeros(height, width) if plain else _bare(operator, y).angle()
     else:
         operator = (
             MRI(arrays["mask"], in_shape=(2, *y.shape[-2:])) if maps is None else MultiCoilMRI(arrays["mask"], maps)
         )
         phase = arrays["phase"][k]
     sigma = _noise(scan, y, operator)
-    white = float(scan.table.get("white", 0)) or _level(_bare(operator, y).abs())
+    white = _white(scan, lambda: _bare(operator, y).abs())
     seen = operator if channels == 2 else operator @ Phased(phase)
     return Measured(y / white, seen, as_noise(sigma / white), 0.0, white, ("zero-filled", "tv"), channels == 2)
 
@@ -100,9 +101,11 @@ def _bare(operator: Any, y: Tensor) -> Tensor:
     return image
 
 
-def _level(values: Tensor) -> float:
-    """What is to be white: nearly the largest value."""
-    flat = values.flatten().float()
+def _white(scan: Scan, image: Callable[[], Tensor]) -> float:
+    """What is to be white: what the configuration says, else nearly the largest value of a quick image."""
+    if "white" in scan.table:
+        return float(scan.table["white"])
+    flat = image().flatten().float()
     return max(float(flat.kthvalue(max(1, math.ceil(0.999 * flat.numel()))).values), 1e-30)
 
 
@@ -147,13 +150,16 @@ def _measure_ct(scan: Scan, k: int, channels: int | None) -> Measured:  # noqa: 
     shape = (1, *operator.size)
     sigma = _noise(scan, y, operator)
     black = float(scan.table.get("black", 0))
-    white = float(scan.table.get("white", 0)) or _level(operator.fbp(y, "hann"))
+    white = _white(scan, lambda: operator.fbp(y, "hann"))
     if not white > black:
         raise InputError(f"white must be larger than black, got {white:g} and {black:g}")
     if black:
         y = y - operator(torch.full((1, *shape), black))
     # in a unit of length in which the largest singular value is 1, as solvers know it from photographs
-    unit = 1 / float(operator.norm(torch.empty(1, *shape)))
+    largest = float(operator.norm(torch.empty(1, *shape)))
+    if not 0 < largest < math.inf:
+        raise InputError("no ray meets the image: check size, pixel, spacing and offset, all in one unit of length")
+    unit = 1 / largest
     scale = (white - black) / unit
     operator = _beam(scan, unit)
     return Measured(y / scale, operator, as_noise(sigma / scale), black, white, ("fbp", "sart", "tv"))
@@ -164,7 +170,7 @@ def _measure_pet(scan: Scan, k: int, channels: int | None) -> Measured:  # noqa:
     y = arrays["y"][k : k + 1, None]
     fwhm = float(scan.table.get("fwhm", 0))
     pet = PET(rays, fwhm, arrays.get("attenuation"), arrays.get("efficiency"))
-    white = float(scan.table.get("white", 0)) or _level(_bare_activity(pet, y, arrays.get("background")))
+    white = _white(scan, lambda: _bare_activity(pet, y, arrays.get("background")))
     operator: Operator = pet
     if "background" in arrays:
         operator = pet + arrays["background"] / white
@@ -177,10 +183,13 @@ def _bare_activity(pet: PET, y: Tensor, background: Tensor | None) -> Tensor:
 
 def _measure_mosaic(scan: Scan, k: int, channels: int | None) -> Measured:  # noqa: ARG001
     y = scan.arrays["y"][k : k + 1]
-    white = float(scan.table.get("white", 1.0))
+    black, white = float(scan.table.get("black", 0.0)), float(scan.table.get("white", 1.0))
+    if not white > black:
+        raise InputError(f"white must be larger than black, got {white:g} and {black:g}")
     operator = Mosaic(scan.table.get("pattern", scan.form.facts.get("pattern", "rggb")), (3, *y.shape[-2:]))
     sigma = _noise(scan, y, operator)
-    return Measured(y / white, operator, as_noise(sigma / white), 0.0, white, ("interpolated",))
+    scale = white - black
+    return Measured((y - black) / scale, operator, as_noise(sigma / scale), black, white, ("interpolated",))
 
 
 def _measure_interferometer(scan: Scan, k: int, channels: int | None) -> Measured:  # noqa: ARG001
@@ -192,7 +201,7 @@ def _measure_interferometer(scan: Scan, k: int, channels: int | None) -> Measure
     x = operator.adjoint(y)
     again = operator(x)
     gain = float((y.conj() * again).real.sum() / again.abs().square().sum().clamp(min=1e-30))
-    white = float(table.get("white", 0)) or _level((x * gain).abs())
+    white = _white(scan, lambda: (x * gain).abs())
     return Measured(y / white, operator, as_noise(sigma / white), 0.0, white, ("zero-filled", "tv"))
 
 
@@ -210,8 +219,6 @@ def _measure_diffraction(scan: Scan, k: int, channels: int | None) -> Measured: 
     sigma = _noise(scan, y, operator)
     if sigma == 0 and "noise" not in table:
         raise InputError("most values are alike, which tells nothing of the noise: say noise = ..., 0 for none")
-    white = float(table.get("white", 0))
-    if not white:
-        white = _level(hybrid_input_output(Problem(y, operator, as_noise(sigma)), steps=100, restarts=1))
+    white = _white(scan, lambda: hybrid_input_output(Problem(y, operator, as_noise(sigma)), steps=100, restarts=1))
     scale = white**power
     return Measured(y / scale, operator, as_noise(sigma / scale), 0.0, white, ("hio",))

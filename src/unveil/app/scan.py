@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 import warnings
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,25 +14,7 @@ from torch import Tensor
 from ..errors import InputError, unknown
 from ..io.data import DataFormat, read_data, split
 from ..operators import espirit_maps, low_resolution_maps, views
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
-COMMON = ("axes", "slices", "noise", "white", "black", "output")
-KEYS: dict[str, tuple[str, ...]] = {
-    "mri": ("maps", "mask", "size", "calibration", "trajectory", "phase"),
-    "ct": ("beam", "angles", "unit", "size", "spacing", "pixel", "offset", "source", "distance", "data", "i0"),
-    "pet": (
-        "beam", "angles", "unit", "size", "spacing", "pixel", "offset", "source", "distance",
-        "fwhm", "attenuation", "efficiency", "background",
-    ),
-    "mosaic": ("pattern",),
-    "interferometer": ("uv", "size", "pixel"),
-    "diffraction": ("size", "power", "centred"),
-}  # fmt: skip
-"""What a configuration may say, by instrument, beside what is common to all."""
+from .configuration import KEYS, read_table
 
 AXES: dict[str, tuple[str, ...]] = {
     "mri": ("slice", "coil", "row", "column"),
@@ -44,11 +25,6 @@ AXES: dict[str, tuple[str, ...]] = {
     "diffraction": ("slice", "row", "column"),
 }
 """The order of axes that the operators want."""
-
-
-NUMBERS = (
-    "noise", "white", "black", "pixel", "spacing", "offset", "source", "distance", "fwhm", "i0", "calibration",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -74,7 +50,7 @@ def read_scan(path: str | Path, instrument: str, config: str | Path | None) -> S
     """Read and check a file and its configuration. Raises :class:`InputError` with the mend for what does not fit."""
     if instrument not in KEYS:
         raise unknown("instrument", instrument, KEYS)
-    table, folder = _table(instrument, config)
+    table, folder = read_table(instrument, config)
     values, form = read_data(path)
     scan = _Reader(instrument, table, folder, str(path), form)
     y = scan.arranged(values)
@@ -96,32 +72,6 @@ def read_scan(path: str | Path, instrument: str, config: str | Path | None) -> S
     return replace(found, notes=tuple(dict.fromkeys(scan.notes + notes)))
 
 
-def _table(instrument: str, config: str | Path | None) -> tuple[dict[str, Any], Path]:
-    if config is None:
-        return {}, Path()
-    config = Path(config)
-    try:
-        table = tomllib.loads(config.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"cannot read {config}: {error.strerror}") from None
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise InputError(f"{config} is not TOML: {error}") from None
-    table = table.get(instrument, table) if isinstance(table.get(instrument), dict) else table
-    known = (*COMMON, *KEYS[instrument])
-    for key in table:
-        if key not in known:
-            raise InputError(str(unknown(f"entry of {config}", key, known)))
-    for key in NUMBERS:
-        value = table.get(key, 0)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise InputError(f"{config}: {key} is a number, got {value!r}")
-    for key in ("axes", "pattern"):
-        value = table.get(key, "")
-        if not isinstance(value, str) and not (isinstance(value, list) and all(isinstance(v, str) for v in value)):
-            raise InputError(f"{config}: {key} is a text or a list of texts, got {value!r}")
-    return table, config.parent
-
-
 def _slices(wanted: Any, count: int) -> tuple[int, ...]:
     if wanted == "all":
         return tuple(range(count))
@@ -130,6 +80,8 @@ def _slices(wanted: Any, count: int) -> tuple[int, ...]:
     chosen = [wanted] if isinstance(wanted, int) else wanted
     if not isinstance(chosen, list) or not all(type(k) is int and 0 <= k < count for k in chosen) or not chosen:
         raise InputError(f'slices is "all", "middle", a number or a list of numbers below {count}, got {wanted!r}')
+    if len(set(chosen)) < len(chosen):
+        raise InputError(f"slices = {wanted} names one twice")
     return tuple(chosen)
 
 
@@ -219,8 +171,8 @@ class _Reader:
                 found = torch.as_tensor(value, dtype=torch.float64)
             except (TypeError, ValueError, RuntimeError):
                 raise InputError(f"{key} is a file, or numbers, got {value!r}") from None
-        if not bool(torch.isfinite(torch.view_as_real(found) if found.is_complex() else found).all()):
-            raise InputError(f"{key} {where} holds NaN or infinite values")
+        if not bool((found.abs() < 1e30).all()):
+            raise InputError(f"{key} {where} holds NaN, infinite or absurdly large values")
         return found
 
     def size(self) -> tuple[int, int]:
@@ -256,10 +208,18 @@ class _Reader:
         maps = self._maps(y, (height, width))
         if maps is not None:
             arrays["maps"] = maps
-        arrays["phase"] = _phase(y, maps, float(self.table.get("calibration", 24)))
+        arrays["phase"] = _phase(y, maps, self.calibration(y))
         if self.table.get("phase") == "none":
             arrays["phase"] = torch.zeros_like(arrays["phase"])
         return arrays
+
+    def calibration(self, y: Tensor) -> int:
+        """Side of the fully sampled middle of k-space."""
+        least = min(y.shape[-2:])
+        width = int(self.table.get("calibration", min(24, least)))
+        if width > least:
+            raise InputError(f"calibration is a side of the middle of k-space, 1 to {least}, got {width}")
+        return width
 
     def _mask(self, height: int, width: int) -> Tensor:
         mask = self.other("mask").squeeze()
@@ -281,8 +241,7 @@ class _Reader:
             )
         if said in ("espirit", "low-resolution"):
             estimate = espirit_maps if said == "espirit" else low_resolution_maps
-            width = int(self.table.get("calibration", 24))
-            return torch.stack([estimate(k, width) for k in y])
+            return torch.stack([estimate(k, self.calibration(y)) for k in y])
         maps = self.other("maps")
         maps = maps[None] if maps.ndim == 3 else maps
         want = (coils, *size)
@@ -295,28 +254,25 @@ class _Reader:
 
     def _spokes(self, y: Tensor) -> dict[str, Tensor]:
         points, size = self.other("trajectory"), self.size()
-        points = points.reshape(-1, points.shape[-1])
-        if tuple(points.shape) != (y.shape[-1], 2):
+        if points.ndim < 2 or points.is_complex() or tuple(points.flatten(0, -2).shape) != (y.shape[-1], 2):
             raise InputError(f"the trajectory has {tuple(points.shape)} points, the data {y.shape[-1]} samples: [m, 2]")
-        arrays = {"y": y, "points": points.double()}
-        if y.shape[1] > 1:
+        arrays = {"y": y, "points": points.flatten(0, -2).double()}
+        if y.shape[1] > 1 or "maps" in self.table:
             if self.table.get("maps") in (None, "espirit", "low-resolution"):
-                raise InputError(f"{self.path} has {y.shape[1]} coils: give their maps as a file, maps = FILE")
+                raise InputError(
+                    f"{self.path} has {y.shape[1]} coil(s) on a trajectory: give their maps as a file, maps = FILE"
+                )
             arrays["maps"] = self._maps(y, size)  # type: ignore[assignment]
         return arrays
 
     def _ct(self, y: Tensor) -> dict[str, Tensor]:
         if self.table.get("data", "line-integrals") == "transmission":
             i0 = float(self.table.get("i0", float(y.max())))
-            if not i0 > 0:
-                raise InputError(f"i0 is the intensity without an object, > 0, got {i0:g}; left out, it is the largest")
             if float(y.min()) <= 0:
                 raise InputError(
                     f'{self.path}: transmitted intensities are > 0; say data = "line-integrals" for others'
                 )
             y = -(y / i0).log()
-        elif self.table.get("data", "line-integrals") != "line-integrals":
-            raise InputError(f'data is "line-integrals" or "transmission", got {self.table["data"]!r}')
         return {"y": y, "angles": self._angles(y)}
 
     def _pet(self, y: Tensor) -> dict[str, Tensor]:
@@ -326,6 +282,14 @@ class _Reader:
         for key in ("attenuation", "efficiency", "background"):
             if key in self.table:
                 arrays[key] = self.other(key).float()
+        if "background" in arrays:
+            added, want = arrays["background"], tuple(y.shape[1:])
+            if added.ndim > len(want) or any(
+                n not in (1, m) for n, m in zip(added.shape[::-1], want[::-1], strict=False)
+            ):
+                raise InputError(f"background has shape {tuple(added.shape)}, the counts of a slice {want}")
+            if float(added.min()) < 0:
+                raise InputError(f"background is the mean of counts, >= 0, got {float(added.min()):g}")
         return arrays
 
     def _angles(self, y: Tensor) -> Tensor:
@@ -336,16 +300,16 @@ class _Reader:
                 "{count = 180, span = 180, start = 0}"
             )
         if isinstance(said, dict):
+            count = said.get("count")
             try:
+                if type(count) is not int or count > 10**6:
+                    raise TypeError
                 angles = views(**said)
             except TypeError:
-                raise InputError(f"angles = {{count, span, start}}, got {said}") from None
+                raise InputError(f"angles = {{count, span, start}}, count a number of views, got {said}") from None
         else:
             angles = self.other("angles").flatten().double()
-        unit = self.table.get("unit", "degrees")
-        if unit not in ("degrees", "radians"):
-            raise InputError(f'unit is "degrees" or "radians", got {unit!r}')
-        if unit == "radians":
+        if self.table.get("unit") == "radians":
             if len(angles) and float(angles.abs().max()) > 4 * math.pi:
                 low, high = float(angles.min()), float(angles.max())
                 self.notes.append(
@@ -368,8 +332,6 @@ class _Reader:
     def _diffraction(self, y: Tensor) -> dict[str, Tensor]:
         if float(y.min()) < 0:
             raise InputError(f"{self.path}: magnitudes and intensities are >= 0, got {float(y.min()):g}")
-        if self.table.get("power", 2) not in (1, 2):
-            raise InputError(f"power is 1 (amplitudes) or 2 (intensities), got {self.table['power']!r}")
         self.size()
         y = torch.fft.ifftshift(y, (-2, -1)) if self.table.get("centred", True) else y
         return {"y": y[:, None].contiguous()}

@@ -18,6 +18,7 @@ from ..errors import InputError
 
 EXTRA = "pip install 'unveil[tiff]'"
 ICC_PROFILE, ORIENTATION = 34675, 274  # tags of TIFF
+TEXTS = (270, 271, 272, 306, 315, 33432)  # description, maker, model, time, artist, copyright
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB = range(3)  # its photometric interpretations that are read
 ASSOCIATED, UNASSOCIATED = 1, 2  # its kinds of transparency: colours multiplied by it, or not
 
@@ -105,10 +106,20 @@ def read_tiff(path: Path, check: Callable[[tuple[int, int]], None]) -> Decoded:
     return np.concatenate([colours, alpha], 2), orientation, profile
 
 
-def write_tiff(pixels: np.ndarray, profile: bytes | None, dpi: tuple[float, float] | None = None) -> bytes:
-    """A TIFF of pixels [H, W, 1 to 4] in their depth."""
+def write_tiff(
+    pixels: np.ndarray,
+    profile: bytes | None,
+    exif: bytes | None = None,
+    dpi: tuple[float, float] | None = None,
+) -> bytes:
+    """A TIFF of pixels [H, W, 1 to 4] in their depth.
+
+    Of the EXIF data it holds who, when and how exposed, as tags of its own: tifffile writes no directory of them.
+    """
     planes = pixels.shape[2]
     options: dict[str, Any] = {"photometric": "rgb" if planes > 2 else "minisblack", "iccprofile": profile}
+    if exif:
+        options["extratags"] = _tags(exif)
     if planes > 1:
         options["planarconfig"] = "contig"
     if dpi:
@@ -119,6 +130,19 @@ def write_tiff(pixels: np.ndarray, profile: bytes | None, dpi: tuple[float, floa
     with _tifffile() as tifffile:
         tifffile.imwrite(out, pixels[:, :, 0] if planes == 1 else pixels, metadata=None, software="unveil", **options)
     return out.getvalue()
+
+
+def _tags(exif: bytes) -> list[tuple[int, str, int, Any, bool]]:
+    """EXIF data as tifffile takes tags: code, type, count, value, whether on the first page only."""
+    from PIL.Image import Exif
+
+    from .plain import EXIF, EXPOSURE
+
+    found = Exif()
+    found.load(exif)
+    inner = found.get_ifd(EXIF)
+    texts = [(code, "s", 0, found[code], True) for code in TEXTS if isinstance(found.get(code), str)]
+    return [*texts, *((code, "d", 1, float(inner[code]), True) for code in EXPOSURE.values() if code in inner)]
 
 
 @contextmanager

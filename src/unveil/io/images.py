@@ -21,6 +21,7 @@ from torch import Tensor
 from ..errors import InputError
 from . import deep
 from .atomic import write_atomic
+from .plain import EXPOSURE
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -108,7 +109,7 @@ def encode(image: Tensor, form: ImageFormat | None = None, kind: str = "PNG", qu
     if form.bits == 16 and kind == "PNG":
         return deep.write_png(pixels, profile, form.exif, form.dpi)
     if form.bits == 16 and kind == "TIFF" and pixels.shape[2] > 1:
-        return deep.write_tiff(pixels, profile, form.dpi)
+        return deep.write_tiff(pixels, profile, form.exif, form.dpi)
     out = io.BytesIO()
     picture: Image.Image = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
     options: dict[str, Any] = {} if quality is None else {"quality": quality}
@@ -139,8 +140,6 @@ def resized_alpha(form: ImageFormat, size: tuple[int, int]) -> ImageFormat:
 def exposure(form: ImageFormat) -> dict[str, float]:
     """How long, how wide and how sensitive, in seconds, f-number and ISO, as far as the EXIF data say it."""
     from PIL.Image import Exif
-
-    from .plain import EXPOSURE
 
     exif = Exif()
     exif.load(form.exif or b"")
@@ -223,6 +222,8 @@ def _exif(picture: Image) -> bytes | None:
                 new[tag] = old[tag]
         for part in (EXIF_IFD, GPS_IFD):
             inner = {k: v for k, v in old.get_ifd(part).items() if k not in EXIF_LEFT_OUT}
+            if part == EXIF_IFD:  # some TIFFs, those of 16 bits by this module among them, have these as own tags
+                inner = {k: old[k] for k in EXPOSURE.values() if k in old} | inner
             if inner:
                 new[part] = inner
         if not len(new):
