@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.distributions import Normal
 from torch.distributions import Poisson as TorchPoisson
 
-from unveil import GaussianPrior, Problem, list_solvers, operators, registry, solve
-from unveil.errors import InputError
+from unveil import GaussianPrior, Problem, compare, list_solvers, operators, registry, solve
+from unveil.errors import InputError, NotCompatible
 from unveil.noise import (
     CirculantGaussian,
     Clipped,
@@ -34,6 +34,8 @@ from unveil.noise import (
     estimate_sigma,
 )
 from unveil.operators import Spectral
+from unveil.operators.weights import Power
+from unveil.priors.base import Prior, expand
 from unveil.rng import Rng, single
 from unveil.run import Status
 
@@ -638,6 +640,76 @@ def test_gaussian_solvers_take_every_gaussian() -> None:
     z = (result.mean[0] - exact.mean.reshape(OUT)) / (result.std[0] / 10)
     assert float(z.square().mean()) < 2
     assert 0.6 < float(result.misfit.mean()) < 1.4
+
+
+def part(size: tuple[int, int]) -> tuple[operators.Inpainting, CirculantGaussian]:
+    mask = torch.rand(size, generator=torch.Generator().manual_seed(2)) > 0.4
+    return operators.Inpainting(mask, (1, *size)), CirculantGaussian.example((1, *size))
+
+
+def test_a_power_of_a_part_is_that_of_its_matrix() -> None:
+    operator, noise = part((12, 14))
+    c = noise._filter(1.0, (1, 12, 14))
+    eye = torch.eye(168, dtype=torch.float64).reshape(-1, 1, 12, 14)
+    index = operator.measured.reshape(-1).nonzero().squeeze(1)
+    values, vectors = torch.linalg.eigh(c(eye).flatten(1)[index][:, index])
+    for exponent in (-0.5, 0.5, -1.0):
+        power = Power(c, exponent, float(noise.power.min()), float(noise.power.max()), operator.measured.double())
+        found = power(eye).flatten(1)
+        expected = (vectors * values**exponent) @ vectors.mT
+        torch.testing.assert_close(found[index][:, index], expected, rtol=0, atol=1e-6 * float(expected.abs().max()))
+        assert float(found.sum()) == pytest.approx(float(expected.sum()), rel=1e-5)  # nothing beside the part
+        torch.testing.assert_close(found, found.mT, rtol=0, atol=1e-12 * float(expected.abs().max()))
+    with pytest.raises(InputError, match="add some white noise"):
+        Power(c, -0.5, 1e-9, 1.0, operator.measured.double())
+
+
+def test_a_part_of_a_large_stationary_field(monkeypatch) -> None:
+    operator, noise = part((12, 14))
+    problem = Problem.simulate(torch.rand(1, 1, 12, 14, dtype=torch.float64), operator, noise)
+    z = torch.rand(2, 1, 12, 14, dtype=torch.float64)
+    dense = problem.white
+    monkeypatch.setattr("unveil.noise.gaussian.DENSE", 100)
+    large = Problem(problem.y, operator, noise).white
+    torch.testing.assert_close(noise.score(problem.y, z, operator.measured), problem.score(z), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(large.score(z), dense.score(z), rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(large.prox(z, 0.3), dense.prox(z, 0.3), rtol=0, atol=1e-5)
+    # whitened by itself, not by a matrix: what differs is a constant
+    assert isinstance(noise.whitener((1, 12, 14), operator.measured)[0], Power)
+    with pytest.raises(InputError, match="needs the determinant"):
+        problem.log_likelihood(z)
+    prior = GaussianPrior(torch.zeros(1, 12, 14), torch.eye(168) * 0.1)
+    with pytest.raises(InputError, match="evidence of stationary noise on a part"):
+        compare({"a": problem, "b": problem}, prior)
+
+
+class Pixels(Prior):
+    """Independent N(0, 0.3^2)."""
+
+    shape, value_range, sigma_range = (1, None, None), (-1.0, 1.0), (0.001, 40.0)
+
+    def denoise(self, x, sigma):
+        s = expand(sigma, x)
+        return x * (0.09 / (0.09 + s * s))
+
+
+def test_solvers_on_a_part_of_a_large_stationary_field() -> None:
+    """As many measurements as their chi^2 says, on more entries than a matrix is made for."""
+    size = (96, 90)
+    operator = part(size)[0]
+    noise = CirculantGaussian.of_kernel(torch.tensor([[0, 0.1, 0], [0.1, 1.0, 0.1], [0, 0.1, 0]]), size, 0.2)
+    truth = 0.3 * torch.randn(1, 1, *size, generator=torch.Generator().manual_seed(3))
+    problem = Problem.simulate(truth, operator, noise, value_range=(-1.0, 1.0))
+    white = problem.white
+    assert float((white.y - white.operator(truth)).square().sum()) / white.m == pytest.approx(1, abs=0.05)
+    with pytest.raises(NotCompatible, match="spectral"):
+        solve(problem, Pixels(), "ddrm", steps=3)
+    result = solve(problem, Pixels(), "daps", steps=8)
+    assert 0.7 < float(result.misfit.mean()) < 1.3
+    # a sample is as far from the truth as another: twice the posterior variance, about that of white noise
+    clear = (operator.measured > 0).expand(truth.shape)
+    v = float((problem.y - truth)[clear].square().mean())
+    assert float((result.mean - truth)[clear].square().mean()) == pytest.approx(2 * 0.09 * v / (0.09 + v), rel=0.1)
 
 
 # -- estimates ---------------------------------------------------------------------------------------------------

@@ -51,7 +51,8 @@ class Noise(ABC):
     def whitener(self, shape: Shape, measured: Tensor | None = None) -> tuple[Linear, float] | None:  # noqa: ARG002
         """Of correlated or uneven Gaussian noise on measurements of ``shape``: W with W C W^T = I, and log det W.
 
-        None for all other models. :attr:`unveil.Problem.white` applies it to y and to the operator.
+        None for all other models; log det W is NaN where it is not known. :attr:`unveil.Problem.white` applies W to y
+        and to the operator.
         """
         return None
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ..operators.base import Linear, Shape
 
 DENSE = 8192
-"""Entries of y up to which a covariance is made a matrix."""
+"""Entries of y up to which the covariance of a part of a stationary field is made a matrix."""
 
 
 @register("noise", "gaussian")
@@ -92,6 +92,11 @@ class CorrelatedGaussian(Noise):
 
     def log_prob(self, y: Tensor, clean: Tensor, measured: Tensor | None = None) -> Tensor:
         w, log_det = self._whitener(y, measured)
+        if math.isnan(log_det):
+            raise InputError(
+                f"the density of stationary noise on a part of {y[0].numel()} entries needs the determinant of their "
+                f"covariance, a matrix: at most {DENSE} entries; its score needs none, nor do solvers"
+            )
         n = count(y, measured)
         constant = 0.5 * math.log(2 * math.pi) * n - log_det
         return _half_square(w(masked(y - clean, measured))) - constant * (2 if y.is_complex() else 1)
@@ -150,6 +155,9 @@ class CirculantGaussian(CorrelatedGaussian):
     ``power`` [..., H, W] is the noise's power spectrum, in the units of y squared, in the order of ``fft2``: the
     variance of each coefficient of the unitary Fourier transform of the last two axes. White noise has power sigma^2
     everywhere. For real noise it is even in frequency. Raises :class:`InputError` unless it is even and > 0.
+
+    Where only a part of y is measured, and y has more than 8192 entries, the whitener is a polynomial of the covariance
+    (:class:`~unveil.operators.weights.Power`), and ``log_prob`` raises :class:`InputError`: its constant is not known.
     """
 
     power: Tensor
@@ -198,20 +206,20 @@ class CirculantGaussian(CorrelatedGaussian):
 
     def whitener(self, shape: Shape, measured: Tensor | None = None) -> tuple[Linear, float]:
         if measured is not None and not bool((measured > 0).all()):  # a part of a stationary field is not stationary
-            return FullGaussian(self._dense(shape)).whitener(shape, measured)
+            return self._whitener_of_part(shape, measured)
         channels = math.prod(shape) / math.prod(self.power.shape)
         log_det = -0.5 * float(self.power.double().log().sum()) * channels
         return self._filter(-0.5, shape), log_det
 
-    def _dense(self, shape: Shape) -> Tensor:
-        n = math.prod(shape)
+    def _whitener_of_part(self, shape: Shape, measured: Tensor) -> tuple[Linear, float]:
+        from ..operators.weights import Power
+
+        stationary, n = self._filter(1.0, shape), math.prod(shape)
         if n > DENSE:
-            raise InputError(
-                f"stationary noise on a part of {n} entries needs their covariance, a matrix: at most {DENSE} entries; "
-                "crop y to where everything was measured, or use Gaussian(sigma)"
-            )
-        columns = self._filter(1.0, shape)(torch.eye(n, dtype=torch.float64).reshape(n, *shape))
-        return columns.reshape(n, n)
+            low, high = float(self.power.min()), float(self.power.max())
+            return Power(stationary, -0.5, low, high, (measured > 0).to(self.power)), math.nan
+        columns = stationary(torch.eye(n, dtype=torch.float64).reshape(n, *shape))
+        return FullGaussian(columns.reshape(n, n)).whitener(shape, measured)
 
 
 @register("noise", "gaussian-full")

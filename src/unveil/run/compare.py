@@ -203,6 +203,11 @@ def _same_data(models: Models) -> None:
 def _constant(problem: Problem) -> float:
     """log p(y) minus log p of the whitened y, per row."""
     found = problem.noise.whitener(tuple(problem.y.shape[1:]), problem.operator.measured)
+    if found is not None and math.isnan(found[1]):
+        raise InputError(
+            f"the evidence of stationary noise on a part of {problem.y[0].numel()} entries is not known: crop y to "
+            "where everything was measured"
+        )
     return 0.0 if found is None else found[1] * (2 if problem.y.is_complex() else 1)
 
 
