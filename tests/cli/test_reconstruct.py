@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from unveil import registry
 from unveil.app.instruments import measure
+from unveil.app.reconstruct import _held
 from unveil.app.scan import read_scan
 from unveil.errors import InputError
 from unveil.io.data import read_data
@@ -261,6 +262,90 @@ def test_diffraction(unveil, tmp_path) -> None:
     assert "as many times" in refused(unveil, tmp_path / "x", tmp_path / "d.npy", "diffraction", "size = [16, 16]")
 
 
+BY_DEFAULT = {
+    "ct": {"inner": "exact", "spread": 1.0},
+    "mosaic": {"inner": "exact", "spread": 0.7},
+    "pet": {"inner": "langevin", "spread": 0.7},
+    "diffraction": {"inner_steps": 40, "ode_steps": 2},
+}
+
+
+@pytest.mark.parametrize("instrument", BY_DEFAULT)
+def test_the_solver_that_suits_an_instrument(unveil, tmp_path, instrument) -> None:
+    """Its samples are as far from the truth as they say; a single estimate is another solver's business."""
+    tmp_path.mkdir(exist_ok=True)
+    image, prior = TRUTH[:1, None], "grey"
+    if instrument == "ct":
+        (tmp_path / "a").mkdir()
+        file, text = ct_file(tmp_path)
+        text += "slices = 0"
+    elif instrument == "mosaic":
+        file, prior, text = tmp_path / "m.npy", "toy", 'pattern = "rggb"\nnoise = 0.05'
+        np.save(file, noisy(Mosaic("rggb")(image.expand(1, 3, N, N)), 0.05)[0, 0].numpy())
+    elif instrument == "pet":
+        file, text = tmp_path / "p.npy", "angles = {count = 24}\nsize = [32, 32]\nwhite = 3"
+        counts = single(3, 1).poisson(3 * PET(ParallelBeam(views(24), (N, N), 48))(image).clamp(min=0))
+        np.save(file, counts[0, 0].numpy())
+    else:
+        file, text = tmp_path / "d.npy", 'size = [16, 12]\nnoise = "poisson"'
+        mean = FourierMagnitude((1, 16, 12), 2.0, 2)(image[..., 8:24, 10:22] * 20)
+        np.save(file, torch.fft.fftshift(single(3, 1).poisson(mean), (-2, -1))[0, 0].numpy())
+    words = ("--config", config(tmp_path, text), "--prior", prior, "--samples", 4, "--steps", 5)
+    said = run(unveil, file, instrument, tmp_path / "out", *words)
+    assert "solver: daps, 5 steps: of this instrument's solvers the one whose samples differ" in said
+    made = json.loads((next((tmp_path / "out" / "slices").iterdir()) / "result.json").read_text())["recipe"]
+    assert made["options"].items() >= BY_DEFAULT[instrument].items()
+    result = json.loads((tmp_path / "out" / "result.json").read_text())["slices"][0]
+    assert 0.2 < result["chi2"] < 5  # of photon counts, and rays that miss the body, too
+    said = run(unveil, file, instrument, tmp_path / "one", *words, "--samples", 1)
+    assert ("solver: daps" in said) == (instrument == "diffraction")
+
+
+def test_the_share_of_the_truth_that_samples_should_hold() -> None:
+    draws = torch.randn(20000, 1, 1, 12, generator=torch.Generator().manual_seed(0))
+    for count, nominal in ((8, 7 / 9), (19, 0.9), (59, 0.9)):
+        repeats = 20000 // (count + 1)
+        rows = draws[: repeats * (count + 1)].reshape(repeats, count + 1, 1, 1, 12)
+        found = [_held(row[1:], row[0]) for row in rows]
+        assert found[0]["nominal"] == pytest.approx(nominal)
+        assert sum(f["coverage"] for f in found) / repeats == pytest.approx(nominal, abs=0.02)
+
+
+def test_an_image_and_its_mirror_image_have_the_same_magnitudes(unveil, tmp_path) -> None:
+    image = TRUTH[:1, None, 8:24, 10:22] * 20
+    y = FourierMagnitude((1, 16, 12), 2.0, 1)(image)
+    np.save(tmp_path / "d.npy", torch.fft.fftshift(y, (-2, -1))[0, 0].numpy())
+    settings = config(tmp_path, "size = [16, 12]\nnoise = 0.02\npower = 1")
+    scores = []
+    for name, truth in (("as", image), ("mirrored", image.flip((-2, -1)))):
+        np.save(tmp_path / "truth.npy", truth[0, 0].numpy())
+        words = (
+            "--config",
+            settings,
+            "--prior",
+            "grey",
+            "--samples",
+            4,
+            "--steps",
+            5,
+            "--truth",
+            tmp_path / "truth.npy",
+        )
+        run(unveil, tmp_path / "d.npy", "diffraction", tmp_path / name, *words)
+        scores.append(json.loads((tmp_path / name / "result.json").read_text())["slices"][0]["scores"])
+    assert scores[0] == scores[1]
+
+
+def test_white_of_a_sky_is_not_that_of_its_dirty_image(tmp_path) -> None:
+    """No baseline is zero: what is measured has no mean."""
+    uv = 20e3 * (torch.rand(400, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 2 - 1)
+    y = noisy(Interferometer(uv[uv.norm(dim=1) > 1e3], (N, N), 4.0)(TRUTH[:1, None]), 0.02)[0, 0]
+    np.savez(tmp_path / "v.npz", y=y.numpy(), uv=uv[uv.norm(dim=1) > 1e3].numpy())
+    settings = config(tmp_path, 'uv = ":uv"\nsize = [32, 32]\npixel = 4.0\nnoise = 0.02')
+    white = measure(read_scan(f"{tmp_path / 'v.npz'}:y", "interferometer", settings), 0, 1).white
+    assert 0.8 < white / float(TRUTH[0].max()) < 1.2
+
+
 def test_a_prior_of_colours(unveil, tmp_path) -> None:
     file, text = ct_file(tmp_path)
     out = tmp_path / "out"
@@ -456,6 +541,8 @@ def test_spokes_that_do_not_fit(unveil, tmp_path) -> None:
         ("diffraction", "size = [16, 16]\npower = 3", "power is 1 or 2"),
         ("diffraction", "size = [16, 16]\ncentred = 1", "centred is true or false"),
         ("diffraction", "size = [16, 16]\nnoise = true", "noise is a number"),
+        ("diffraction", "size = [16, 16]\nnoise = 'poisson'\npower = 2", "leave out power"),
+        ("mosaic", "pattern = 'rggb'\nnoise = 'poisson'", "noise is a number"),
     ],
 )
 def test_settings_that_do_not_fit(unveil, tmp_path, instrument, text, words) -> None:

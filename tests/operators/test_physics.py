@@ -377,3 +377,23 @@ def test_single_pixel_patterns_are_ordered_by_sign_changes() -> None:
     torch.testing.assert_close(operator(x)[..., 0], x.mean((-2, -1)) * (h * w) ** 0.5)
     with pytest.raises(InputError, match="powers of two"):
         SinglePixel((1, 12, 8), fraction=0.5)
+
+
+@pytest.mark.parametrize("kind", ["interferometer", "one coil", "coils"])
+def test_what_a_path_sees_twice_is_a_convolution(kind: str) -> None:
+    """A^T A as two fast transforms, against A and its adjoint one after the other."""
+    h, w = 9, 12
+    points = torch.rand(40, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 2 * math.pi - math.pi
+    maps = birdcage_maps(3, (h, w)) if kind == "coils" else None
+    A = (
+        Interferometer(points / (2 * math.pi * math.pi / 180 / 3600), (h, w), 1.0, backend="direct")
+        if kind == "interferometer"
+        else NonCartesianMRI(points, (h, w), maps, backend="direct")
+    )
+    shape = (2, 2, h, w)  # two rows of two channels, or of complex images
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    torch.testing.assert_close(A.normal(x), A.adjoint(A(x)), rtol=0, atol=1e-12)
+    torch.testing.assert_close(A.normal(x.float()), A.adjoint(A(x)).float(), rtol=0, atol=1e-5)
+    moved = A.bind(points=(A.points * 0.9).requires_grad_(True))  # while a path is sought, through its sums
+    torch.testing.assert_close(moved.normal(x).detach(), moved.adjoint(moved(x)).detach(), rtol=0, atol=1e-12)
+    assert moved.normal(x).requires_grad

@@ -38,6 +38,8 @@ ABSENT = {
 LENGTHS = ("spacing", "pixel", "offset", "source", "distance")
 NUMBERS = (*LENGTHS, "noise", "white", "black", "fwhm", "i0")
 POSITIVE = ("spacing", "pixel", "source", "i0")
+COUNTS = "poisson"
+"""What ``noise`` may be, beside a number, of counted photons."""
 LARGEST = 2**31
 """Values of an image: more is a mistake in ``size``."""
 
@@ -74,6 +76,10 @@ def _check(instrument: str, table: dict[str, Any]) -> None:
             raise unknown("entry", key, known)
     for key in NUMBERS:
         value = table.get(key, 1)
+        if instrument == "diffraction" and key == "noise" and value == COUNTS:
+            if "power" in table:
+                raise InputError("counts are intensities: leave out power")
+            continue
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             raise InputError(f"{key} is a number, got {value!r}")
         positive = key in POSITIVE or (key == "white" and "black" not in KEYS[instrument])

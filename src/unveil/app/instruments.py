@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..classical.instruments import hybrid_input_output, mlem
+from ..classical.instruments import hybrid_input_output, mlem, total_variation
 from ..errors import InputError, unknown
 from ..noise import Noise, Poisson, noise_level
 from ..operators import (
@@ -29,6 +29,7 @@ from ..operators import (
     Phased,
 )
 from ..problem import Problem, as_noise
+from .configuration import COUNTS
 from .scan import Scan
 
 
@@ -37,7 +38,8 @@ class Measured:
     """One slice: y [1, ...] in the units in which the signal lies in [0, 1], its operator and noise.
 
     A value v of the signal is ``black + (white - black) v`` in the units of the instrument. ``kinds`` name the
-    classical methods that belong beside it.
+    classical methods that belong beside it. ``ambiguous``: the data do not tell an image from its mirror image through
+    the middle, and solvers end in wrong minima at times.
     """
 
     y: Tensor
@@ -47,6 +49,33 @@ class Measured:
     white: float
     kinds: tuple[str, ...]
     complex_signal: bool = False
+    ambiguous: bool = False
+
+
+@dataclass(frozen=True)
+class Suited:
+    """What solves an instrument's problems by default, so that its samples differ by as much as they err.
+
+    ``start``: the kind of a classical method at whose image it starts, with noise of ``sigma_start`` added.
+    """
+
+    solver: str
+    steps: int
+    options: dict[str, Any]
+    sigma_start: float | None = None
+    start: str = ""
+
+
+_SEEN_THROUGH = Suited("daps", 20, {"inner": "exact", "spread": 1.0, "sigma_start": 2.0})
+SUITED: dict[str, Suited] = {
+    "mri": _SEEN_THROUGH,
+    "ct": _SEEN_THROUGH,
+    "interferometer": _SEEN_THROUGH,
+    "mosaic": Suited("daps", 20, {"inner": "exact", "spread": 0.7, "sigma_start": 1.0}),
+    "pet": Suited("daps", 20, {"spread": 0.7, "sigma_start": 2.0}),
+    "diffraction": Suited("daps", 25, {"inner_steps": 40, "ode_steps": 2, "spread": 0.7}, 0.3, "hio"),
+}
+"""As ``unveil bench scenes`` measured them (docs/scenes.md); PET and interferometers by runs on phantoms."""
 
 
 def measure(scan: Scan, k: int, channels: int | None) -> Measured:
@@ -87,7 +116,7 @@ def _measure_mri(scan: Scan, k: int, channels: int | None) -> Measured:
         )
         phase = arrays["phase"][k]
     sigma = _noise(scan, y, operator)
-    white = _white(scan, lambda: _bare(operator, y).abs())
+    white = _white(scan, k, lambda: _bare(operator, y).abs())
     seen = operator if channels == 2 else operator @ Phased(phase)
     return Measured(y / white, seen, as_noise(sigma / white), 0.0, white, ("zero-filled", "tv"), channels == 2)
 
@@ -101,11 +130,17 @@ def _bare(operator: Any, y: Tensor) -> Tensor:
     return image
 
 
-def _white(scan: Scan, image: Callable[[], Tensor]) -> float:
-    """What is to be white: what the configuration says, else nearly the largest value of a quick image."""
+def _white(scan: Scan, k: int, image: Callable[[], Tensor]) -> float:
+    """What is to be white: what the configuration says, else nearly the largest value of a quick image of slice k."""
     if "white" in scan.table:
         return float(scan.table["white"])
-    flat = image().flatten().float()
+    if ("white", k) not in scan.kept:
+        scan.kept["white", k] = _nearly_largest(image())
+    return float(scan.kept["white", k])
+
+
+def _nearly_largest(image: Tensor) -> float:
+    flat = image.flatten().float()
     return max(float(flat.kthvalue(max(1, math.ceil(0.999 * flat.numel()))).values), 1e-30)
 
 
@@ -150,7 +185,7 @@ def _measure_ct(scan: Scan, k: int, channels: int | None) -> Measured:  # noqa: 
     shape = (1, *operator.size)
     sigma = _noise(scan, y, operator)
     black = float(scan.table.get("black", 0))
-    white = _white(scan, lambda: operator.fbp(y, "hann"))
+    white = _white(scan, k, lambda: operator.fbp(y, "hann"))
     if not white > black:
         raise InputError(f"white must be larger than black, got {white:g} and {black:g}")
     if black:
@@ -170,11 +205,15 @@ def _measure_pet(scan: Scan, k: int, channels: int | None) -> Measured:  # noqa:
     y = arrays["y"][k : k + 1, None]
     fwhm = float(scan.table.get("fwhm", 0))
     pet = PET(rays, fwhm, arrays.get("attenuation"), arrays.get("efficiency"))
-    white = _white(scan, lambda: _bare_activity(pet, y, arrays.get("background")))
-    operator: Operator = pet
+    white = _white(scan, k, lambda: _bare_activity(pet, y, arrays.get("background")))
+    # in units of counts in which the largest singular value is 1, as solvers know it from photographs
+    largest = float(pet.norm(torch.empty(1, 1, *rays.size)))
+    scale = white * largest
+    efficiency = arrays.get("efficiency", torch.ones(())) / largest
+    operator: Operator = PET(rays, fwhm, arrays.get("attenuation"), efficiency)
     if "background" in arrays:
-        operator = pet + arrays["background"] / white
-    return Measured(y / white, operator, Poisson(white), 0.0, white, ("mlem",))
+        operator = operator + arrays["background"] / scale
+    return Measured(y / scale, operator, Poisson(scale), 0.0, white, ("mlem",))
 
 
 def _bare_activity(pet: PET, y: Tensor, background: Tensor | None) -> Tensor:
@@ -195,19 +234,25 @@ def _measure_mosaic(scan: Scan, k: int, channels: int | None) -> Measured:  # no
 def _measure_interferometer(scan: Scan, k: int, channels: int | None) -> Measured:  # noqa: ARG001
     y, table = scan.arrays["y"][k : k + 1], scan.table
     height, width = table["size"]
-    operator = Interferometer(scan.arrays["uv"], (height, width), float(table["pixel"]))
-    operator.in_shape = (1, height, width)
+    if "sky" not in scan.kept:
+        scan.kept["sky"] = Interferometer(scan.arrays["uv"], (height, width), float(table["pixel"]))
+        scan.kept["sky"].in_shape = (1, height, width)
+    operator = scan.kept["sky"]
     sigma = _noise(scan, y, operator)
-    x = operator.adjoint(y)
-    again = operator(x)
-    gain = float((y.conj() * again).real.sum() / again.abs().square().sum().clamp(min=1e-30))
-    white = _white(scan, lambda: (x * gain).abs())
+
+    def sky() -> Tensor:
+        """No baseline measures its level: where it is darkest it is 0."""
+        image = total_variation(Problem(y, operator, as_noise(sigma)))
+        return image - image.quantile(0.05)
+
+    white = _white(scan, k, sky)
     return Measured(y / white, operator, as_noise(sigma / white), 0.0, white, ("zero-filled", "tv"))
 
 
 def _measure_diffraction(scan: Scan, k: int, channels: int | None) -> Measured:  # noqa: ARG001
     y, table = scan.arrays["y"][k : k + 1], scan.table
-    (h, w), field, power = table["size"], tuple(y.shape[-2:]), int(table.get("power", 2))
+    (h, w), field, counts = table["size"], tuple(y.shape[-2:]), table.get("noise") == COUNTS
+    power = 1 if counts else int(table.get("power", 2))
     if h > field[0] or w > field[1]:
         raise InputError(f"the image, {h} x {w}, is larger than the field of {field[0]} x {field[1]}")
     operator = FourierMagnitude((1, h, w), max(1.0, field[0] / h - 1e-9), power)
@@ -216,9 +261,9 @@ def _measure_diffraction(scan: Scan, k: int, channels: int | None) -> Measured: 
             f"the field, {field[0]} x {field[1]}, is as many times the image, {h} x {w}, along rows as along columns: "
             "correct size, or crop the data"
         )
-    sigma = _noise(scan, y, operator)
+    sigma = 0.5 if counts else _noise(scan, y, operator)  # of the square root of counts, whatever their mean
     if sigma == 0 and "noise" not in table:
         raise InputError("most values are alike, which tells nothing of the noise: say noise = ..., 0 for none")
-    white = _white(scan, lambda: hybrid_input_output(Problem(y, operator, as_noise(sigma)), steps=100, restarts=1))
+    white = _white(scan, k, lambda: hybrid_input_output(Problem(y, operator, as_noise(sigma)), steps=100, restarts=1))
     scale = white**power
-    return Measured(y / scale, operator, as_noise(sigma / scale), 0.0, white, ("hio",))
+    return Measured(y / scale, operator, as_noise(sigma / scale), 0.0, white, ("hio",), ambiguous=True)

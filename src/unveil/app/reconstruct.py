@@ -29,14 +29,15 @@ from ..run.result import misfit_words
 from ..solvers import choose, get_solver
 from ..solvers.base import Solver
 from .device import pick
-from .instruments import Measured, measure
+from .instruments import SUITED, Measured, measure
 from .job import PROBLEM, fingerprint, open_prior, tiled
 from .progress import Bar
 from .restore import CHECKPOINT, REPORT, _arguments, _threads, _tidy, empty_folder
 from .scan import Scan, read_scan
 from .tasks import SETTINGS, STEPS, Asked, typed
 
-FORMAT = 1
+FORMAT = 2
+SUITED_WORDS = "of this instrument's solvers the one whose samples differ by as much as they err"
 NAMES = {
     "zero-filled": "zero-filled",
     "tv": "total variation",
@@ -53,13 +54,15 @@ class Slice:
     """One reconstructed slice, in the instrument's units: images [C, H, W], complex where the signal is.
 
     ``pictures`` hold "reconstruction", "uncertainty" (with more than one sample) and the classical methods' images;
-    ``scores`` what was measured of those against the truth.
+    ``scores`` what was measured of those against ``truth``. ``samples`` is how many samples count.
     """
 
     result: Result
     pictures: dict[str, Tensor]
     black: float
     white: float
+    samples: int = 1
+    truth: Tensor | None = None
     scores: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
@@ -70,6 +73,8 @@ class Reconstruction:
     scan: Scan
     asked: Asked
     slices: tuple[Slice, ...]
+    reason: str = ""
+    """Why the solver was picked, where "auto" was asked for."""
 
     @property
     def words(self) -> str:
@@ -113,10 +118,13 @@ def reconstruct(
     prior = open_prior(asked.prior)
     problem, fitted = _problem(scan, 0, prior)[1:]
     _check_output(scan, problem.shape[1:])
-    solver, steps = _solver(asked, problem)
+    solver, steps, reason = _solver(asked, problem, scan.instrument)
+    if reason == SUITED_WORDS and asked.sigma_start is None:
+        asked = replace(asked, sigma_start=SUITED[scan.instrument].sigma_start)
     run = stream(problem, tiled(fitted, _size(problem)), solver, steps=steps, **_arguments(asked))
-    _save(folder, scan, asked, _tidy(recipe(run, str(asked.goal))))
-    return _run(folder, scan, asked, prior, _tidy(recipe(run, str(asked.goal))), quiet)
+    made = _tidy({**recipe(run, str(asked.goal)), **({"auto": reason} if reason else {})})
+    _save(folder, scan, asked, made)
+    return _run(folder, scan, asked, prior, made, quiet)
 
 
 def resume(out: str | Path, quiet: bool = False) -> Reconstruction | None:
@@ -203,16 +211,22 @@ def _size(problem: Problem) -> tuple[int, int]:
     return problem.shape[-2], problem.shape[-1]
 
 
-def _solver(asked: Asked, problem: Problem) -> tuple[Solver, int]:
+def _solver(asked: Asked, problem: Problem, instrument: str) -> tuple[Solver, int, str]:
+    """The solver, its steps, and why it is this one where "auto" was asked for."""
     if asked.solver == "auto":
+        suited = SUITED[instrument]
+        if asked.goal == "sample" or suited.start:
+            made = get_solver(suited.solver, **{**suited.options, **typed(suited.solver, asked.options)})
+            if made.unfit(problem.white) is None:
+                return made, asked.steps or suited.steps, SUITED_WORDS
         choice = choose(problem, str(asked.goal), samples=asked.samples, steps=asked.steps)
         own = typed(choice.solver.name, asked.options)
-        return choice.solver.with_options(**own), asked.steps or choice.steps
+        return choice.solver.with_options(**own), asked.steps or choice.steps, choice.reason
     name, own = asked.solver, typed(asked.solver, asked.options)
     solver = get_solver(name, **{**SETTINGS.get((name, ""), {}), **own})
     if solver.unfit(problem.white) is not None:  # what suits linear problems may not suit this one
         solver = get_solver(name, **own)
-    return solver, asked.steps or STEPS.get(name, solver.default_steps)
+    return solver, asked.steps or STEPS.get(name, solver.default_steps), ""
 
 
 # -- what lets a run go on ---------------------------------------------------------------------------------------------
@@ -277,11 +291,13 @@ def _run(folder: Path, scan: Scan, asked: Asked, prior: Prior, made: dict[str, A
     for k, number in enumerate(scan.slices):
         measured, problem, fitted = _problem(scan, k, prior)
         home = folder / "slices" / f"{number:04d}"
+        classic = _classic(measured, home)
         if (home / "result.json").is_file():
             result = Result.load(home)
         else:
             title = f"{scan.instrument}, {solver.name}"
             title += f", slice {k + 1} of {len(scan.slices)}" if len(scan.slices) > 1 else ""
+            start = SUITED[scan.instrument].start if made.get("auto") == SUITED_WORDS else ""
             with Bar(title, len(schedule), quiet=quiet) as bar:
                 result = solve(
                     problem.to(device),
@@ -290,6 +306,7 @@ def _run(folder: Path, scan: Scan, asked: Asked, prior: Prior, made: dict[str, A
                     goal=str(asked.goal),
                     schedule=schedule,
                     **{**_arguments(asked), "seed": asked.seed + number},
+                    x_init=classic[start][0].expand(problem.shape) if start else None,
                     on_step=bar,
                     checkpoint=home / CHECKPOINT,
                     resume=(home / CHECKPOINT).is_file(),
@@ -297,13 +314,24 @@ def _run(folder: Path, scan: Scan, asked: Asked, prior: Prior, made: dict[str, A
             result.save(home)
             if result.status is Status.DONE:
                 (home / CHECKPOINT).unlink(missing_ok=True)
-        slices.append(_judged(scan, k, measured, result, home))
-    outcome = Reconstruction(scan, asked, tuple(slices))
+        slices.append(_judged(scan, k, measured, result, classic))
+    outcome = Reconstruction(scan, asked, tuple(slices), str(made.get("auto", "")))
     write(folder, outcome)
     return outcome
 
 
-def _judged(scan: Scan, k: int, measured: Measured, result: Result, home: Path) -> Slice:
+def _classic(measured: Measured, home: Path) -> dict[str, Tensor]:
+    """The classical methods' images [1, ...] by kind, made once."""
+    kept = home / "classic.safetensors"
+    if not kept.is_file():
+        home.mkdir(parents=True, exist_ok=True)
+        problem = Problem(measured.y, measured.operator, measured.noise)
+        found = {kind: METHODS[kind](problem).contiguous() for kind in measured.kinds}
+        write_atomic(kept, lambda p: save_file(found, p))
+    return load_file(kept)
+
+
+def _judged(scan: Scan, k: int, measured: Measured, result: Result, classic: dict[str, Tensor]) -> Slice:
     scale = measured.white - measured.black
 
     def units(x: Tensor) -> Tensor:
@@ -313,27 +341,48 @@ def _judged(scan: Scan, k: int, measured: Measured, result: Result, home: Path) 
         grey = x.shape[1] == 3 and (measured.operator.in_shape or (3,))[0] == 1
         return (Grayscale()(x) if grey else x) * scale + measured.black
 
-    samples = units(result.samples[0])
+    samples = units(_that_count(measured, result))
     pictures = {"reconstruction": units(result.estimate)[0] if len(samples) == 1 else samples.mean(0)}
     if len(samples) > 1:
         centred = (samples - samples.mean(0)).abs().square()
         pictures["uncertainty"] = (centred.sum(0) / (len(samples) - 1)).sqrt()
-    kept = home / "classic.safetensors"
-    if not kept.is_file():
-        problem = Problem(measured.y, measured.operator, measured.noise)
-        found = {kind: METHODS[kind](problem).contiguous() for kind in measured.kinds}
-        write_atomic(kept, lambda p: save_file(found, p))
-    pictures |= {NAMES[kind]: units(x)[0] for kind, x in load_file(kept).items()}
-    scores = {}
+    pictures |= {NAMES[kind]: units(x)[0] for kind, x in classic.items()}
+    scores, truth = {}, None
     if "truth" in scan.arrays:
         truth = scan.arrays["truth"][k].reshape(pictures["reconstruction"].shape)
         for name, x in pictures.items():
             if name != "uncertainty":
-                scores[name] = _score(x, truth, measured)
-        if len(samples) >= 8 and not truth.is_complex() and not samples.is_complex():
-            low, high = samples.quantile(0.05, 0), samples.quantile(0.95, 0)
-            scores["reconstruction"]["coverage"] = float(((truth >= low) & (truth <= high)).float().mean())
-    return Slice(result, pictures, measured.black, measured.white, scores)
+                scores[name] = _score(x, _facing(truth, x, measured), measured)
+        truth = _facing(truth, pictures["reconstruction"], measured)
+        if len(samples) >= 4 and not truth.is_complex() and not samples.is_complex():
+            scores["reconstruction"] |= _held(samples, truth)
+    return Slice(result, pictures, measured.black, measured.white, len(samples), truth, scores)
+
+
+def _that_count(measured: Measured, result: Result) -> Tensor:
+    """The samples [S, ...]; of an ambiguous problem those that explain the data as well as the best one."""
+    result = result.unweighted()
+    samples, far = result.samples[0], result.residual[0]
+    return samples[far <= 1.05 * far.min()] if measured.ambiguous else samples
+
+
+def _facing(truth: Tensor, x: Tensor, measured: Measured) -> Tensor:
+    """The truth, or its mirror image through the middle where that is nearer and the data tell neither."""
+    mirrored = truth.flip((-2, -1))
+    turned = measured.ambiguous and bool((x - mirrored).abs().square().sum() < (x - truth).abs().square().sum())
+    return mirrored if turned else truth
+
+
+def _held(samples: Tensor, truth: Tensor) -> dict[str, float]:
+    """The share of the truth between order statistics of samples [S, ...], and the share that should be: about 0.9.
+
+    Between the k-th least and the k-th largest of S draws another one lies with probability (S + 1 - 2 k) / (S + 1).
+    """
+    count = len(samples)
+    k = max(1, round(0.05 * (count + 1)))
+    ordered = samples.sort(0).values
+    inside = (truth >= ordered[k - 1]) & (truth <= ordered[count - k])
+    return {"coverage": float(inside.float().mean()), "nominal": (count + 1 - 2 * k) / (count + 1)}
 
 
 def _score(x: Tensor, truth: Tensor, measured: Measured) -> dict[str, float]:

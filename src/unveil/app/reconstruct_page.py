@@ -33,7 +33,7 @@ def page_of(outcome: Reconstruction, recipe: str) -> str:
     sections = [Section("Data", notes, _facts(outcome))]
     for number, part in list(zip(scan.slices, outcome.slices, strict=True))[:SHOWN]:
         title = "Reconstruction" if len(scan.slices) == 1 else f"Slice {number}"
-        sections.append(Section(title, figures=_figures(outcome, part, number)))
+        sections.append(Section(title, figures=_figures(part)))
     if outcome.slices[0].scores:
         sections.append(_scores(outcome))
     sections.append(Section("Recipe", "recipe.toml: what was run.", code=recipe, details=True))
@@ -53,26 +53,26 @@ def _facts(outcome: Reconstruction) -> list[tuple[str, str, str]]:
     return [*rows, *cost_facts(result)]
 
 
-def _figures(outcome: Reconstruction, part: Slice, number: int) -> list[Figure]:
+def _figures(part: Slice) -> list[Figure]:
     scale = part.white - part.black
 
     def shown(x: Tensor) -> Tensor:
         x = x.abs() if x.is_complex() else x
         return ((x - part.black) / scale).clamp(0, 1).float()[..., :, :]
 
-    pictures, samples = part.pictures, part.result.samples.shape[1]
+    pictures, samples, truth = part.pictures, part.samples, part.truth
     out = []
-    truth = outcome.scan.arrays.get("truth")
-    k = outcome.scan.slices.index(number)
     if truth is not None:
-        real = truth[k].reshape(pictures["reconstruction"].shape)
-        out.append(Figure("Truth", shown(real)))
+        out.append(Figure("Truth", shown(truth)))
     for name, x in pictures.items():
         if name not in ("reconstruction", "uncertainty"):
             out.append(Figure(name[0].upper() + name[1:], _flat(shown(x)), _words(part, name, "classical method")))
     words = (
         f"mean of {samples} samples" if samples > 1 else "one sample" if part.result.goal == "sample" else "estimate"
     )
+    drawn = part.result.samples.shape[1]
+    if samples < drawn:
+        words += f" (of {drawn}; the others explain the data worse)"
     out.append(
         Figure("Reconstruction", _flat(shown(pictures["reconstruction"])), _words(part, "reconstruction", words))
     )
@@ -85,7 +85,7 @@ def _figures(outcome: Reconstruction, part: Slice, number: int) -> list[Figure]:
             )
         )
     if truth is not None:
-        error = (shown(pictures["reconstruction"]) - shown(real)).abs().mean(0, keepdim=True)
+        error = (shown(pictures["reconstruction"]) - shown(truth)).abs().mean(0, keepdim=True)
         top = max(float(error.max()), 1e-30)
         out.append(Figure("Error", heat(_flat(error / top)), f"brightest: {top * scale:.3g}"))
     return out
@@ -108,8 +108,14 @@ def mean_scores(outcome: Reconstruction) -> dict[str, dict[str, float]]:
     """Of each method, over slices."""
     out: dict[str, dict[str, float]] = {}
     for name, values in outcome.slices[0].scores.items():
-        out[name] = {key: float(torch.tensor([s.scores[name][key] for s in outcome.slices]).mean()) for key in values}
+        shared = [key for key in values if all(key in s.scores[name] for s in outcome.slices)]
+        out[name] = {key: float(torch.tensor([s.scores[name][key] for s in outcome.slices]).mean()) for key in shared}
     return out
+
+
+def held(values: dict[str, float]) -> str:
+    """How much of the truth the samples' intervals hold, beside what they should."""
+    return f"{values['coverage']:.1%} of the truth between samples that should hold {values['nominal']:.1%}"
 
 
 def _scores(outcome: Reconstruction) -> Section:
@@ -121,10 +127,12 @@ def _scores(outcome: Reconstruction) -> Section:
                 name,
                 f"{values['psnr']:.2f}",
                 f"{values['ssim']:.4f}" if "ssim" in values else "",
-                f"{values['coverage']:.1%}" if "coverage" in values else "",
+                f"{values['coverage']:.1%} ({values['nominal']:.1%})" if "coverage" in values else "",
             ]
         )
     best = max(range(len(rows)), key=lambda r: float(rows[r][1]))
-    head = ["method", "PSNR (dB)", "SSIM", "truth in the 90% interval"]
+    head = ["method", "PSNR (dB)", "SSIM", "truth held by the samples"]
     words = "Against the truth, between what is shown black and white."
+    if any("coverage" in values for values in table.values()):
+        words += " In brackets the share of the truth that should lie between the samples."
     return Section("Scores", words, table=Table(head, rows, frozenset({(best, 1)})))

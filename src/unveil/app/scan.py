@@ -14,7 +14,7 @@ from torch import Tensor
 from ..errors import InputError, unknown
 from ..io.data import DataFormat, read_data, split
 from ..operators import espirit_maps, low_resolution_maps, views
-from .configuration import KEYS, read_table
+from .configuration import COUNTS, KEYS, read_table
 
 AXES: dict[str, tuple[str, ...]] = {
     "mri": ("slice", "coil", "row", "column"),
@@ -333,6 +333,7 @@ class _Reader:
         if float(y.min()) < 0:
             raise InputError(f"{self.path}: magnitudes and intensities are >= 0, got {float(y.min()):g}")
         self.size()
+        y = y.sqrt() if self.table.get("noise") == COUNTS else y
         y = torch.fft.ifftshift(y, (-2, -1)) if self.table.get("centred", True) else y
         return {"y": y[:, None].contiguous()}
 

@@ -115,7 +115,7 @@ def _scan(wanted: Wanted) -> tuple[Prior, Problem, Solver, int]:
     _threads(asked)
     scan = read_scan(wanted.what, wanted.instrument, wanted.config)
     _, problem, prior = _problem(scan, 0, open_prior(asked.prior))
-    solver, steps = _solver(asked, problem)
+    solver, steps, _ = _solver(asked, problem, wanted.instrument)
     return tiled(prior, _size(problem)).to(asked.device), problem.to(asked.device), solver, steps
 
 

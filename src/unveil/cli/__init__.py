@@ -224,16 +224,17 @@ def _tell_photo(outcome: Outcome) -> bool:
 
 
 def _tell_scan(outcome: Reconstruction) -> bool:
-    from ..app.reconstruct_page import mean_scores
+    from ..app.reconstruct_page import held, mean_scores
 
     for note in outcome.scan.notes:
         print(f"note: {note}")
+    first = outcome.slices[0].result.recipe
+    print(f"solver: {first['solver']}, {first['steps']} steps{f': {outcome.reason}' if outcome.reason else ''}")
     for number, part in zip(outcome.scan.slices, outcome.slices, strict=True):
         print(f"slice {number}: {part.result.summary()}")
     print(f"data misfit: {outcome.words}")
     for name, values in mean_scores(outcome).items():
-        cover = f"  {values['coverage']:.1%} of the truth in the 90% interval" if "coverage" in values else ""
-        print(f"{name:<26} {_scores(values)}{cover}")
+        print(f"{name:<26} {_scores(values)}" + (f"  {held(values)}" if "coverage" in values else ""))
     return not outcome.failed
 
 

@@ -56,7 +56,7 @@ class Poisson(Noise):
         return masked(self.gain * (k / mean.clamp(min=self.floor) - (mean > 0).to(k.dtype)), measured)
 
     def variance(self, clean: Tensor) -> Tensor:
-        return clean.clamp(min=self.floor / self.gain) / self.gain
+        return _of_counts(clean, self.gain, self.floor)
 
 
 @register("noise", "poisson-gaussian")
@@ -101,7 +101,7 @@ class PoissonGaussian(Noise):
         return masked(each.to(y.dtype), measured)
 
     def variance(self, clean: Tensor) -> Tensor:
-        return clean.clamp(min=self.floor / self.gain) / self.gain + self.sigma_read**2
+        return _of_counts(clean, self.gain, self.floor) + self.sigma_read**2
 
     def _density(self, y: Tensor, clean: Tensor) -> tuple[Tensor, Tensor]:
         """log p(y | clean) of each entry, and E[k | y, clean] (of ``floor`` below it), float64: large terms cancel."""
@@ -199,3 +199,8 @@ class Speckle(Noise):
 
     def variance(self, clean: Tensor) -> Tensor:
         return clean.clamp(min=self.floor).square() / self.looks
+
+
+def _of_counts(clean: Tensor, gain: float, floor: float) -> Tensor:
+    """E (k / gain - clean)^2 of counts k; a mean below zero is taken as zero, and y is then as far from it as zero."""
+    return clean.clamp(min=floor / gain) / gain + clean.clamp(max=0).square()
