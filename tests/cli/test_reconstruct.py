@@ -265,7 +265,7 @@ def test_diffraction(unveil, tmp_path) -> None:
 BY_DEFAULT = {
     "ct": {"inner": "exact", "spread": 1.0},
     "mosaic": {"inner": "exact", "spread": 0.7},
-    "pet": {"inner": "langevin", "spread": 0.7},
+    "pet": {"inner": "laplace", "spread": 0.7},
     "diffraction": {"inner_steps": 40, "ode_steps": 2},
 }
 

@@ -9,11 +9,12 @@ import torch
 
 import unveil
 from unveil import Gaussian, NoNoise, Poisson, Problem
+from unveil.noise import PoissonGaussian, Speckle
 from unveil.operators import Blur, Grayscale, Inpainting, Matrix, gaussian_kernel
 from unveil.operators.base import Linear
 from unveil.rng import Rng
 from unveil.solvers.checks import CHECKS, Case, cases, check_range
-from unveil.solvers.decoupled.data_steps import chain, curvature, descend, noise_floor
+from unveil.solvers.decoupled.data_steps import chain, curvature, descend, laplace, noise_floor
 from unveil.solvers.moves import regularised_inverse
 
 
@@ -76,6 +77,51 @@ def test_a_long_chain_ends_in_the_density_itself():
     torch.testing.assert_close(x.T.cov(), exact.T.cov(), rtol=0, atol=0.018)
 
 
+def test_laplace_is_exact_where_the_density_is_gaussian():
+    rows = 20000
+    problem = Problem(randn(1, 3, seed=1).expand(rows, 3), Matrix(randn(3, 4, seed=3)), Gaussian(0.3))
+    centre = randn(1, 4, seed=2).expand(rows, 4)
+    x = laplace(problem, centre, 0.7, OneStream(0))
+    exact = problem.conditional(centre, 0.49, OneStream(1))
+    torch.testing.assert_close(x.mean(0), exact.mean(0), rtol=0, atol=0.025)
+    torch.testing.assert_close(x.T.cov(), exact.T.cov(), rtol=0, atol=0.018)
+    mask = Inpainting(torch.tensor([1.0, 0, 1, 1]))
+    problem = Problem(mask(randn(1, 4, seed=5)).expand(rows, 4), mask, Gaussian(0.3))
+    x, exact = laplace(problem, centre, 0.7, OneStream(0)), problem.conditional(centre, 0.49, OneStream(1))
+    torch.testing.assert_close(x.mean(0), exact.mean(0), rtol=0, atol=0.025)
+    torch.testing.assert_close(x.T.cov(), exact.T.cov(), rtol=0, atol=0.018)
+
+
+@pytest.mark.parametrize("noise", [Poisson(60.0), PoissonGaussian(60.0, 0.02), Speckle(100.0)])
+def test_laplace_draws_near_the_density_of_counts(noise):
+    """Mean and deviation by quadrature, for some tens of counts."""
+    rows, r, centre = 20000, 0.3, 0.8
+    y = torch.tensor([[0.5]], dtype=torch.float64)
+    u = torch.linspace(0.01, 2, 4000, dtype=torch.float64)[:, None]
+    log = noise.log_prob(y.expand_as(u), u) - (u[:, 0] - centre) ** 2 / (2 * r**2)
+    weight = (log - log.max()).exp()
+    mean = float((weight * u[:, 0]).sum() / weight.sum())
+    std = float((weight * (u[:, 0] - mean) ** 2).sum() / weight.sum()) ** 0.5
+    problem = Problem(y.expand(rows, 1), Matrix(torch.eye(1, dtype=torch.float64)), noise)
+    x = laplace(problem, torch.full((rows, 1), centre, dtype=torch.float64), r, OneStream(0))
+    assert float(x.mean()) == pytest.approx(mean, abs=0.25 * std)  # mode and mean differ
+    assert float(x.std()) == pytest.approx(std, rel=0.1)
+
+
+def test_laplace_is_stable_where_hardly_any_light_is():
+    """Counts of sums over pixels, most of them none: chains leap away."""
+    sums = Matrix((randn(40, 30, seed=3) > 0.8).double())
+    truth = torch.zeros(1, 30, dtype=torch.float64)
+    truth[:, 4:8] = 1.0
+    problem = Problem.simulate(truth, sums, Poisson(5.0, floor=0.25), seed=1)
+    problem = Problem(problem.y.expand(200, 40), sums, problem.noise)
+    centre = truth.expand(200, 30) + 0.3 * randn(200, 30, seed=4)
+    x = laplace(problem, centre, 0.3, OneStream(0))
+    assert 0.5 < float((x - truth).square().mean().sqrt()) / 0.25 < 1.2
+    laplacian = Problem(truth, unveil.operators.Identity((30,)), unveil.noise.Laplace(0.1))
+    assert "counts" in unveil.get_solver("daps", inner="laplace").unfit(laplacian)
+
+
 def test_curvature_is_that_of_the_likelihood():
     problem = Problem(randn(2, 3, seed=1), Matrix(randn(3, 4, seed=3)), Gaussian(0.3))
     top = problem.operator.s(randn(1, 4)).max().square() / 0.3**2
@@ -130,6 +176,7 @@ def test_the_noise_floor_is_half_of_what_noise_leaves():
 LONG_WAY = [
     ("daps", {"inner_steps": 3}),
     ("daps", {"inner": "hmc", "inner_steps": 2, "leapfrogs": 2}),
+    ("daps", {"inner": "laplace"}),
     ("dcdp", {"inner_steps": 3, "purify_steps": 2}),
     ("resample", {"every": 1, "inner_steps": 3}),
 ]

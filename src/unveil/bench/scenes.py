@@ -35,11 +35,13 @@ from ..io.digest import digest
 from ..io.images import read_image
 from ..io.ledger import Ledger, Row
 from ..metrics import psnr, ssim
-from ..noise import Clipped, Noise, Quantisation
+from ..noise import Clipped, Noise, Poisson, Quantisation
 from ..operators import (
+    PET,
     FourierMagnitude,
     Grayscale,
     Identity,
+    Interferometer,
     Mosaic,
     MultiCoilMRI,
     Operator,
@@ -47,7 +49,8 @@ from ..operators import (
     Phased,
 )
 from ..operators.coils import birdcage_maps
-from ..operators.masks import random_lines
+from ..operators.masks import random_lines, uv_coverage
+from ..operators.nufft import ARCSECOND
 from ..operators.tomography import views
 from ..priors import load_prior
 from ..problem import Problem, as_noise
@@ -146,6 +149,21 @@ def _ct(shape: tuple[int, ...]) -> tuple[Operator, Noise]:
     return ParallelBeam(views(30), (shape[-2], shape[-1]), spacing=1 / SIDE, pixel=1 / SIDE), as_noise(0.003)
 
 
+def _pet(shape: tuple[int, ...]) -> tuple[Operator, Noise]:
+    """Three counts of an activity of 1 along a pixel, in units in which the largest singular value is 1."""
+    rays = ParallelBeam(views(60), (shape[-2], shape[-1]), 160)
+    largest = float(PET(rays, 2.0).norm(torch.empty(1, *shape)))
+    return PET(rays, 2.0, efficiency=torch.tensor(1 / largest)), Poisson(3 * largest, floor=0.25)
+
+
+def _array(shape: tuple[int, ...]) -> tuple[Operator, Noise]:
+    """Twenty antennas for eight hours; their longest baseline nearly resolves a pixel."""
+    places = 300 * torch.randn(20, 2, generator=torch.Generator().manual_seed(0))
+    uv = uv_coverage(places, torch.linspace(-4, 4, 25), 40.0, 34.0, 0.03)
+    pixel = 0.45 / float(uv.abs().max()) / ARCSECOND
+    return Interferometer(uv, (shape[-2], shape[-1]), pixel), as_noise(0.05)
+
+
 def _fbp(problem: Problem, x: Tensor) -> Tensor:
     assert isinstance(problem.operator, ParallelBeam)
     tries = [problem.operator.fbp(problem.y, window) for window in ("ramp", "hann")]
@@ -211,6 +229,15 @@ def _pattern(problem: Problem) -> Tensor:
     return torch.nn.functional.interpolate(y, problem.shape[-2:], mode="area")
 
 
+def _emitted(problem: Problem, x: Tensor) -> Tensor:
+    return nearest([classic.mlem(problem, steps=steps) for steps in (5, 10, 20, 50)], x)
+
+
+def _dirty(problem: Problem) -> Tensor:
+    image = classic.zero_filled(problem)
+    return image / image.amax()
+
+
 def _zero_filled(problem: Problem, x: Tensor) -> Tensor:
     del x
     return classic.zero_filled(problem)
@@ -237,6 +264,9 @@ SLICES: dict[str, tuple[int, dict[str, Any]]] = {
 """Of heads: steps, and options other than the solver's own; ``spread`` is what makes its samples know their error."""
 PHANTOM: dict[str, tuple[int, dict[str, Any]]] = {
     "daps": (20, {"inner": "exact", "spread": 0.7, "sigma_start": 2.0}),
+}
+EMISSION: dict[str, tuple[int, dict[str, Any]]] = {
+    "daps": (20, {"inner": "laplace", "spread": 0.7, "sigma_start": 2.0}),
 }
 MOSAIC: dict[str, tuple[int, dict[str, Any]]] = {
     "daps": (20, {"inner": "exact", "spread": 0.7, "sigma_start": 1.0}),
@@ -270,6 +300,24 @@ SCENES: dict[str, Scene] = {
         CT_RIVALS,
         PHANTOM,
         _sinogram,
+    ),
+    "pet": Scene(
+        "PET of a phantom, 60 views",
+        "phantoms",
+        ("phantom-0", "phantom-1", "phantom-2"),
+        _pet,
+        {"MLEM": _emitted},
+        EMISSION,
+        _sinogram,
+    ),
+    "interferometer": Scene(
+        "A radio interferometer of 20 antennas",
+        "phantoms",
+        ("phantom-0", "phantom-1", "phantom-2"),
+        _array,
+        MRI_RIVALS,
+        SLICES,
+        _dirty,
     ),
     "diffraction": Scene(
         "Fourier magnitudes, oversampled twice",

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ...errors import InputError
+from ...noise import Gaussian, Poisson, PoissonGaussian, Speckle
 from ...operators.base import Linear
 from ...priors.base import Prior
 from ...problem import Problem
@@ -13,9 +14,9 @@ from ...registry import register
 from ...schedules import Schedule, karras
 from ..base import Run, Solver, State
 from ..moves import ode
-from .data_steps import chain, curvature, has_closed_chain
+from .data_steps import chain, curvature, has_closed_chain, laplace
 
-INNER = ("langevin", "hmc", "exact")
+INNER = ("langevin", "hmc", "exact", "laplace")
 
 
 @register("solver", "daps")
@@ -33,6 +34,8 @@ class DAPS(Solver):
 
     inner
         "langevin" (the paper), "hmc", or "exact": the Gaussian density itself, for linear operators and Gaussian noise.
+        "laplace": the Gaussian nearest to the density at its mode, for Gaussian noise and counts (Poisson,
+        Poisson-Gaussian, speckle): where hardly any light is expected, chains are unstable.
     inner_steps, leapfrogs
         Length of the chain: ``inner_steps`` Langevin steps, or Hamiltonian steps of ``leapfrogs`` each. On spectral
         operators with Gaussian noise its end is drawn from the law that it has, at once.
@@ -99,6 +102,8 @@ class DAPS(Solver):
             if sigma is None or not isinstance(problem.operator, Linear):
                 return "with inner='exact' it needs a linear operator and Gaussian noise"
             return None
+        if self.inner == "laplace" and not isinstance(problem.noise, (Gaussian, Poisson, PoissonGaussian, Speckle)):
+            return "with inner='laplace' it needs Gaussian noise or counts"
         if sigma == 0:
             return "its Markov chain needs noise: sigma_y > 0, or inner='exact'"
         return super().unfit(problem)
@@ -112,7 +117,8 @@ class DAPS(Solver):
     def init(self, run: Run) -> State:
         state = super().init(run)
         problem = run.problem
-        if self.inner == "exact" or has_closed_chain(problem) or not isinstance(problem.operator, Linear):
+        chained = self.inner not in ("exact", "laplace") and not has_closed_chain(problem)
+        if not chained or not isinstance(problem.operator, Linear) or problem.noise.sigma is None:
             return state
         return State(state.x, state.x0, 0, {"curvature": curvature(problem, state.x0)})
 
@@ -122,6 +128,8 @@ class DAPS(Solver):
         r = self.spread * sigma
         if self.inner == "exact":
             u = run.problem.conditional(x0, r**2, run.rng)
+        elif self.inner == "laplace":
+            u = laplace(run.problem, x0, r, run.rng)
         else:
             start = None if isinstance(run.problem.operator, Linear) else x0
             steps, leapfrogs, steepest = self.inner_steps, self.leapfrogs, state.aux.get("curvature")
