@@ -275,13 +275,10 @@ PHASES: dict[str, tuple[int, dict[str, Any]]] = {
     "daps": (25, {"inner_steps": 40, "ode_steps": 2, "spread": 0.7}),
 }
 BITS: dict[str, tuple[int, dict[str, Any]]] = {
-    "pnp-dm": (
-        16,
-        {"inner_steps": 4, "rho0": 0.6, "rho_min": 0.1, "burn": 0.8, "chain_steps": 20, "step_size": 0.4},
-    ),
+    "daps": (20, {"inner": "laplace", "spread": 0.6, "sigma_start": 2.0}),
 }
 CLIPPED: dict[str, tuple[int, dict[str, Any]]] = {
-    "daps": (25, {"inner_steps": 40, "spread": 0.5, "sigma_start": 1.0}),
+    "daps": (30, {"inner": "laplace", "spread": 1.15, "sigma_start": 5.0}),
 }
 
 MRI_RIVALS: dict[str, Rival] = {"zero-filled": _zero_filled, "total variation": _variation}

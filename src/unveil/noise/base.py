@@ -48,6 +48,13 @@ class Noise(ABC):
     def variance(self, clean: Tensor) -> Tensor | float | None:
         """E (y - clean)^2 of an entry of y (of each part, if complex): as ``clean``, or a number; None if zero."""
 
+    def information(self, y: Tensor, clean: Tensor) -> Tensor | float | None:  # noqa: ARG002
+        """What stands for the curvature of -log p(y | clean): as ``clean``, or a number >= 0; None if it is not known.
+
+        Itself where it is >= 0 and bounded; of counts its mean over y, Fisher's information. Each averages E score^2.
+        """
+        return None
+
     def whitener(self, shape: Shape, measured: Tensor | None = None) -> tuple[Linear, float] | None:  # noqa: ARG002
         """Of correlated or uneven Gaussian noise on measurements of ``shape``: W with W C W^T = I, and log det W.
 

@@ -28,7 +28,7 @@ def check_noise(noise: Noise) -> list[tuple[str, float]]:
     """
     checks: list[Any] = [check_streams, check_mask, check_precision]
     if noise.sigma != 0:
-        checks += [check_score, check_variance, check_mean_score, check_density]
+        checks += [check_score, check_variance, check_information, check_mean_score, check_density]
     return [(check.__name__.removeprefix("check_"), check(noise)) for check in checks]
 
 
@@ -105,6 +105,17 @@ def check_variance(noise: Noise) -> float:
     square = (noise.sample(clean, single(3, ROWS)) - clean).square()
     expected = torch.as_tensor(noise.variance(clean), dtype=clean.dtype).expand(clean.shape)
     return _bound(noise, "variance against samples, in standard errors", _errors(square - expected), ERRORS)
+
+
+def check_information(noise: Noise) -> float:
+    """``information``, where it is known, has the mean of the squared score, at every entry."""
+    clean = light(ROWS)
+    y = noise.sample(clean, single(6, ROWS))
+    found = noise.information(y, clean)
+    if found is None:
+        return 0.0
+    square = noise.score(y, clean).square()
+    return _bound(noise, "information against squared scores, in standard errors", _errors(square - found), ERRORS)
 
 
 def check_mean_score(noise: Noise) -> float:

@@ -58,6 +58,9 @@ class Poisson(Noise):
     def variance(self, clean: Tensor) -> Tensor:
         return _of_counts(clean, self.gain, self.floor)
 
+    def information(self, y: Tensor, clean: Tensor) -> Tensor:  # noqa: ARG002
+        return self.gain / clean.clamp(min=self.floor / self.gain)
+
 
 @register("noise", "poisson-gaussian")
 @dataclass(frozen=True)
@@ -102,6 +105,10 @@ class PoissonGaussian(Noise):
 
     def variance(self, clean: Tensor) -> Tensor:
         return _of_counts(clean, self.gain, self.floor) + self.sigma_read**2
+
+    def information(self, y: Tensor, clean: Tensor) -> Tensor:  # noqa: ARG002
+        """That of a Gaussian of the same variance: exact with many counts, or much noise of reading them out."""
+        return 1 / self.variance(clean.clamp(min=0))
 
     def _density(self, y: Tensor, clean: Tensor) -> tuple[Tensor, Tensor]:
         """log p(y | clean) of each entry, and E[k | y, clean] (of ``floor`` below it), float64: large terms cancel."""
@@ -199,6 +206,9 @@ class Speckle(Noise):
 
     def variance(self, clean: Tensor) -> Tensor:
         return clean.clamp(min=self.floor).square() / self.looks
+
+    def information(self, y: Tensor, clean: Tensor) -> Tensor:  # noqa: ARG002
+        return 1 / self.variance(clean)
 
 
 def _of_counts(clean: Tensor, gain: float, floor: float) -> Tensor:

@@ -180,6 +180,13 @@ class Clipped(Noise):
         variance: Tensor = self.scale**2 * (inside + a**2 * ndtr(a) + b**2 * ndtr(-b))
         return variance
 
+    def information(self, y: Tensor, clean: Tensor) -> Tensor:
+        r = (y - clean) / self.scale
+        low, high = _hazard(r), _hazard(-r)
+        ends = torch.where(y <= self.low, low * (low + r), high * (high - r))
+        inside = (y > self.low) & (y < self.high)
+        return torch.where(inside, 1.0, ends.clamp(0, 1)) / self.scale**2
+
 
 @register("noise", "quantisation")
 @dataclass(frozen=True)
@@ -233,6 +240,13 @@ class Quantisation(Noise):
             y = torch.full_like(clean, self.low + level * self.step)
             total = total + _log_between(*self._edges(y, clean)).exp() * (y - clean) ** 2
         return total.to(clean.dtype)
+
+    def information(self, y: Tensor, clean: Tensor) -> Tensor:
+        a, b = self._edges(y, clean)
+        log_p = _log_between(a, b)
+        low, high = torch.exp(_log_density(a) - log_p), torch.exp(_log_density(b) - log_p)
+        bend = (low - high) ** 2 - (a * low - b * high)
+        return (bend.clamp(0, 1) / self.scale**2).to(clean.dtype)
 
     def _levels(self, z: Tensor) -> Tensor:
         return ((z - self.low) / self.step).round().clamp(0, 2**self.bits - 1)

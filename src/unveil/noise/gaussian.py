@@ -53,6 +53,9 @@ class Gaussian(Noise):
     def variance(self, clean: Tensor) -> float:  # noqa: ARG002
         return self.sigma**2
 
+    def information(self, y: Tensor, clean: Tensor) -> float:  # noqa: ARG002
+        return 1 / self.sigma**2
+
 
 @register("noise", "none")
 @dataclass(frozen=True)

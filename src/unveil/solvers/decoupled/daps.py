@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ...errors import InputError
-from ...noise import Gaussian, Poisson, PoissonGaussian, Speckle
 from ...operators.base import Linear
 from ...priors.base import Prior
 from ...problem import Problem
@@ -34,8 +33,8 @@ class DAPS(Solver):
 
     inner
         "langevin" (the paper), "hmc", or "exact": the Gaussian density itself, for linear operators and Gaussian noise.
-        "laplace": the Gaussian nearest to the density at its mode, for Gaussian noise and counts (Poisson,
-        Poisson-Gaussian, speckle): where hardly any light is expected, chains are unstable.
+        "laplace": the Gaussian nearest to the density at its mode, for noise of known information (counts, clipping,
+        levels): where hardly any light is expected, chains are unstable.
     inner_steps, leapfrogs
         Length of the chain: ``inner_steps`` Langevin steps, or Hamiltonian steps of ``leapfrogs`` each. On spectral
         operators with Gaussian noise its end is drawn from the law that it has, at once.
@@ -102,8 +101,8 @@ class DAPS(Solver):
             if sigma is None or not isinstance(problem.operator, Linear):
                 return "with inner='exact' it needs a linear operator and Gaussian noise"
             return None
-        if self.inner == "laplace" and not isinstance(problem.noise, (Gaussian, Poisson, PoissonGaussian, Speckle)):
-            return "with inner='laplace' it needs Gaussian noise or counts"
+        if self.inner == "laplace" and problem.noise.information(problem.y, problem.y) is None:
+            return "with inner='laplace' it needs noise of known information: Gaussian, counts, clipping, levels"
         if sigma == 0:
             return "its Markov chain needs noise: sigma_y > 0, or inner='exact'"
         return super().unfit(problem)

@@ -85,19 +85,19 @@ def chain(
 def laplace(problem: Problem, centre: Tensor, r: float, rng: Rng, rounds: int = 4, iterations: int = 25) -> Tensor:
     """A draw of the Gaussian that is nearest to p(y | u) N(u; centre, r^2 I) at its mode, [N, *shape].
 
-    Fisher's scoring: at u, with lambda = A(u), J the Jacobian there and W = 1 / var(y | lambda) in the place of the
-    curvature of -log p(y | lambda), the next u solves (J^T W J + I / r^2) u = J^T (W J u + score) + centre / r^2. Each
-    of ``rounds`` takes ``iterations`` of conjugate gradients; the last one, with data and centre perturbed by their
-    noise, is a draw (Papandreou and Yuille 2010). Its fixed point is the mode; with Gaussian noise and a linear
-    operator the density is this Gaussian. For noise whose score is (y - lambda) / var(y | lambda), as that of counts:
-    their curvature at a point tells too little of that beside it for a chain to be stable where little light is.
+    Newton's method: at u, with lambda = A(u), J the Jacobian there and W what stands for the curvature of
+    -log p(y | lambda) (:meth:`~unveil.noise.Noise.information`; if that is Fisher's, it is called scoring), the next u
+    solves (J^T W J + I / r^2) u = J^T (W J u + score) + centre / r^2. Each of ``rounds`` takes ``iterations`` of
+    conjugate gradients; the last one, with data and centre perturbed by their noise, is a draw (Papandreou and Yuille
+    2010). Its fixed point is the mode; with Gaussian noise and a linear operator the density is this Gaussian. The
+    curvature of counts at a point tells too little of that beside it for a chain to be stable where little light is.
     """
     A, noise, u = problem.operator, problem.noise, centre
     for k in range(rounds):
         clean, pullback = A.linearize(u)
-        variance = noise.variance(clean.clamp_min(0) if not clean.is_complex() else clean)
-        assert variance is not None
-        weight = A.at_data(torch.ones_like(clean.real)) / variance
+        information = noise.information(problem.y, clean)
+        assert information is not None
+        weight = A.at_data(information * torch.ones_like(clean.real))
         target = weight * A.jvp(u, u) + noise.score(problem.y, clean, A.measured)
         pull = centre / r**2
         if k == rounds - 1:
