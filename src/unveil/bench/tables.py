@@ -111,8 +111,9 @@ solvers and by the classical methods of each instrument; these may choose their 
 in dB, a mean over the images. Of the samples: `mean` is that of their mean, `sample` that of one; `90 %` and
 `50 %` the share of pixels whose truth lies in intervals of the samples that should hold it that often; `spread` the
 root mean square error of the mean in units of what the samples say it is: 1 is calibrated, more is over-confident.
-Options of the solvers, the spread of `daps` above all, were chosen on the first image of each scene, the one that is
-shown, with a few samples of it. `deviation` is the samples' standard deviation, `error` that of the mean, on one scale.
+Options of the solvers, the spread of `daps` above all, were chosen on the first image of each scene (of one bit and PET
+on two), the one that is shown, with a few samples of it; a spread that makes intervals right can leave single samples
+noisy where nothing is measured. `deviation` is the samples' standard deviation, `error` that of the mean, on one scale.
 {parts}"""
 
 
