@@ -118,11 +118,12 @@ def reconstruct(
     prior = open_prior(asked.prior)
     problem, fitted = _problem(scan, 0, prior)[1:]
     _check_output(scan, problem.shape[1:])
-    solver, steps, reason = _solver(asked, problem, scan.instrument)
-    if reason == SUITED_WORDS and asked.sigma_start is None:
-        asked = replace(asked, sigma_start=SUITED[scan.instrument].sigma_start)
-    run = stream(problem, tiled(fitted, _size(problem)), solver, steps=steps, **_arguments(asked))
-    made = _tidy({**recipe(run, str(asked.goal)), **({"auto": reason} if reason else {})})
+    plan = plan_of(asked, problem, scan.instrument)
+    if asked.sigma_start is None:
+        asked = replace(asked, sigma_start=plan.sigma_start)
+    run = stream(problem, tiled(fitted, _size(problem)), plan.solver, steps=plan.steps, **_arguments(asked))
+    why = {"auto": plan.reason, "start": plan.start}
+    made = _tidy({**recipe(run, str(asked.goal)), **{key: value for key, value in why.items() if value}})
     _save(folder, scan, asked, made)
     return _run(folder, scan, asked, prior, made, quiet)
 
@@ -211,22 +212,34 @@ def _size(problem: Problem) -> tuple[int, int]:
     return problem.shape[-2], problem.shape[-1]
 
 
-def _solver(asked: Asked, problem: Problem, instrument: str) -> tuple[Solver, int, str]:
-    """The solver, its steps, and why it is this one where "auto" was asked for."""
+@dataclass(frozen=True)
+class Plan:
+    """The solver of a run and its steps; where "auto" was asked for why it is this one, the kind of the classical image
+    that it starts at, "" for none, and the level of noise there."""
+
+    solver: Solver
+    steps: int
+    reason: str = ""
+    start: str = ""
+    sigma_start: float | None = None
+
+
+def plan_of(asked: Asked, problem: Problem, instrument: str) -> Plan:
+    """How a problem of an instrument is solved. Raises where no solver fits."""
     if asked.solver == "auto":
         suited = SUITED[instrument]
         if asked.goal == "sample" or suited.start:
             made = get_solver(suited.solver, **{**suited.options, **typed(suited.solver, asked.options)})
             if made.unfit(problem.white) is None:
-                return made, asked.steps or suited.steps, SUITED_WORDS
+                return Plan(made, asked.steps or suited.steps, SUITED_WORDS, suited.start, suited.sigma_start)
         choice = choose(problem, str(asked.goal), samples=asked.samples, steps=asked.steps)
         own = typed(choice.solver.name, asked.options)
-        return choice.solver.with_options(**own), asked.steps or choice.steps, choice.reason
+        return Plan(choice.solver.with_options(**own), asked.steps or choice.steps, choice.reason)
     name, own = asked.solver, typed(asked.solver, asked.options)
     solver = get_solver(name, **{**SETTINGS.get((name, ""), {}), **own})
     if solver.unfit(problem.white) is not None:  # what suits linear problems may not suit this one
         solver = get_solver(name, **own)
-    return solver, asked.steps or STEPS.get(name, solver.default_steps), ""
+    return Plan(solver, asked.steps or STEPS.get(name, solver.default_steps))
 
 
 # -- what lets a run go on ---------------------------------------------------------------------------------------------
@@ -297,7 +310,7 @@ def _run(folder: Path, scan: Scan, asked: Asked, prior: Prior, made: dict[str, A
         else:
             title = f"{scan.instrument}, {solver.name}"
             title += f", slice {k + 1} of {len(scan.slices)}" if len(scan.slices) > 1 else ""
-            start = SUITED[scan.instrument].start if made.get("auto") == SUITED_WORDS else ""
+            start = str(made.get("start", ""))
             with Bar(title, len(schedule), quiet=quiet) as bar:
                 result = solve(
                     problem.to(device),

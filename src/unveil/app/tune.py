@@ -107,7 +107,7 @@ def setup(wanted: Wanted) -> tuple[Prior, Problem, Solver, int]:
 
 def _scan(wanted: Wanted) -> tuple[Prior, Problem, Solver, int]:
     """The first slice of measured data."""
-    from .reconstruct import _problem, _size, _solver
+    from .reconstruct import _problem, _size, plan_of
     from .scan import read_scan
 
     assert wanted.instrument is not None
@@ -115,8 +115,8 @@ def _scan(wanted: Wanted) -> tuple[Prior, Problem, Solver, int]:
     _threads(asked)
     scan = read_scan(wanted.what, wanted.instrument, wanted.config)
     _, problem, prior = _problem(scan, 0, open_prior(asked.prior))
-    solver, steps, _ = _solver(asked, problem, wanted.instrument)
-    return tiled(prior, _size(problem)).to(asked.device), problem.to(asked.device), solver, steps
+    plan = plan_of(asked, problem, wanted.instrument)
+    return tiled(prior, _size(problem)).to(asked.device), problem.to(asked.device), plan.solver, plan.steps
 
 
 def _own(wanted: Wanted) -> tuple[Prior, Problem, Solver, int]:
