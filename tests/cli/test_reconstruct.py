@@ -535,6 +535,7 @@ def test_spokes_that_do_not_fit(unveil, tmp_path) -> None:
         ("pet", "background = [1.0, 2.0]", "background has shape (2,), the counts of a slice (24, 48)"),
         ("pet", "background = -1.0", "background is the mean of counts"),
         ("pet", "background = 1e300", "absurdly large"),
+        ("pet", "attenuation = 1000.0", "no count would reach the detectors"),
         ("pet", "fwhm = -1.0", "fwhm must be >= 0"),
         ("mosaic", "pattern = 'rggb'\nblack = 2.0", "white must be larger than black"),
         ("mosaic", "pattern = 'rgb'", "pattern"),

@@ -205,9 +205,15 @@ def _measure_pet(scan: Scan, k: int, channels: int | None) -> Measured:  # noqa:
     y = arrays["y"][k : k + 1, None]
     fwhm = float(scan.table.get("fwhm", 0))
     pet = PET(rays, fwhm, arrays.get("attenuation"), arrays.get("efficiency"))
-    white = _white(scan, k, lambda: _bare_activity(pet, y, arrays.get("background")))
-    # in units of counts in which the largest singular value is 1, as solvers know it from photographs
     largest = float(pet.norm(torch.empty(1, 1, *rays.size)))
+    body = PET(rays, 0.0, arrays.get("attenuation")).factors
+    if not 0 < largest < math.inf or float(body.max()) < 1e-6 or float(body.median()) < 1e-12:
+        raise InputError(
+            "no count would reach the detectors: check size, pixel, spacing and offset, all in one unit of length, "
+            "attenuation, per that unit, and efficiency"
+        )
+    # in units of counts in which the largest singular value is 1, as solvers know it from photographs
+    white = _white(scan, k, lambda: _bare_activity(pet, y, arrays.get("background")))
     scale = white * largest
     efficiency = arrays.get("efficiency", torch.ones(())) / largest
     operator: Operator = PET(rays, fwhm, arrays.get("attenuation"), efficiency)

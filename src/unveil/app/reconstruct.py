@@ -86,8 +86,9 @@ class Reconstruction:
 
     @property
     def failed(self) -> bool:
-        """Whether a run did not come to its end."""
-        return any(s.result.status is not Status.DONE for s in self.slices)
+        """Whether a run did not come to its end, or an image holds anything but numbers."""
+        done = all(s.result.status is Status.DONE for s in self.slices)
+        return not (done and all(bool(torch.isfinite(s.pictures["reconstruction"].abs()).all()) for s in self.slices))
 
 
 def reconstruct(

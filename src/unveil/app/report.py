@@ -66,9 +66,9 @@ def page(title: str, lead: str, sections: Sequence[Section]) -> str:
 
 
 def heat(values: Tensor) -> Tensor:
-    """Values [1, H, W] in [0, 1] as colours [3, H, W]: black, violet, red, orange, pale yellow."""
+    """Values [1, H, W] in [0, 1] as colours [3, H, W]: black (NaN, too), violet, red, orange, pale yellow."""
     stops = torch.tensor([[0, 0, 4], [80, 18, 123], [183, 55, 84], [251, 140, 30], [252, 255, 164]]) / 255
-    at = values[0].clamp(0, 1) * (len(stops) - 1)
+    at = values[0].nan_to_num(0).clamp(0, 1) * (len(stops) - 1)
     low = at.floor().long().clamp(max=len(stops) - 2)
     part = (at - low)[..., None]
     return (stops[low] * (1 - part) + stops[low + 1] * part).permute(2, 0, 1)
