@@ -750,3 +750,20 @@ def test_a_camera_is_estimated(gain: float, read: float) -> None:
     assert found.sigma_read == pytest.approx(read, rel=0.25)
     with pytest.raises(InputError, match="too few"):
         estimate_poisson_gaussian(y[..., :8, :8])
+
+
+@pytest.mark.parametrize("model", [Clipped(0.1, 0.2, 0.7), Quantisation(2, 0.1), Quantisation(1, 0.2)])
+def test_information_of_clipping_and_levels_is_the_curvature(model: Noise) -> None:
+    """At the ends too, and on the far side of them: against differences of the score."""
+    clean = torch.linspace(-0.3, 1.3, 33, dtype=torch.float64).expand(3, -1)
+    y = torch.tensor([[0.0], [0.5], [1.0]], dtype=torch.float64).expand(3, 33)
+    y = y.clamp(0.2, 0.7) if isinstance(model, Clipped) else model.sample(y, single(0, 3))
+    bend = (model.score(y, clean - 1e-5) - model.score(y, clean + 1e-5)) / 2e-5
+    torch.testing.assert_close(model.information(y, clean), bend, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("model", [Poisson(20.0), PoissonGaussian(20.0, 0.05)])
+def test_a_mean_below_zero_is_as_far_from_the_data_as_zero(model: Noise) -> None:
+    clean = torch.full((20000, 1), -0.5, dtype=torch.float64)
+    square = (model.sample(clean, single(0, 20000)) - clean).square().mean()
+    assert float(model.variance(clean)[0]) == pytest.approx(float(square), rel=0.03)
