@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from unveil.bench import scenes
+from unveil.bench import apparatus, scenes
 from unveil.bench.scenes import SAMPLES, SCENES, Scene, newest, problem_of, scores, truth
 from unveil.bench.tables import scenes_page
 from unveil.cli import main
@@ -61,7 +61,7 @@ def test_the_likeliest_image_of_bits_is_better_than_the_bits():
     x = torch.linspace(0.2, 0.8, 32).expand(1, 32, 32)
     operator, noise = SCENES["one-bit"].make((1, 32, 32))
     problem = scenes.Problem.simulate(x[None], operator, noise)
-    found, smooth = scenes.likeliest(problem, x, steps=60), scenes._smoothed(problem, x)
+    found, smooth = apparatus.likeliest(problem, x, steps=60), apparatus.smoothed(problem, x)
     error = [float((v - x).square().mean().sqrt()) for v in (problem.y, smooth, found)]
     assert error[2] < 0.08 < 0.3 < error[0]
     assert error[1] < 0.1

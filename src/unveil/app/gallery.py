@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from ..bench import images
+from ..bench.apparatus import SIDE
 from ..bench.images import CLASSICAL, COLUMNS, LARGER, TASKS, Row, averages, columns, margin, shown
-from ..bench.scenes import SIDE, Shot
+from ..bench.scenes import Shot
 from ..io.atomic import write_bytes
 from ..io.images import read_image
 from .report import Figure, Section, Table, page

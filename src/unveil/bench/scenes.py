@@ -28,34 +28,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..classical import instruments as classic
-from ..classical import variation
 from ..errors import UnveilError, unknown
 from ..io.digest import digest
 from ..io.images import read_image
 from ..io.ledger import Ledger, Row
 from ..metrics import psnr, ssim
-from ..noise import Clipped, Noise, Poisson, Quantisation
+from ..noise import Clipped, Noise, Quantisation
 from ..operators import (
-    PET,
     FourierMagnitude,
     Grayscale,
     Identity,
-    Interferometer,
     Mosaic,
-    MultiCoilMRI,
     Operator,
-    ParallelBeam,
-    Phased,
 )
-from ..operators.coils import birdcage_maps
-from ..operators.masks import random_lines, uv_coverage
-from ..operators.nufft import ARCSECOND
-from ..operators.tomography import views
 from ..priors import load_prior
 from ..problem import Problem, as_noise
 from ..run import Result, solve
 from ..solvers import get_solver
+from . import apparatus
 from .images import truth as photograph
 
 SAMPLES = 19
@@ -65,10 +55,6 @@ MIDDLE = (5, 15)
 KEYS = ("scene", "image", "solver", "samples", "steps", "setting", "seed", "prior", "weights")
 """What makes a row another one; what changed is measured again."""
 HEADS = Path(__file__).parents[1] / "data" / "heads"
-SIDE = 128
-
-Rival = Callable[[Problem, Tensor], Tensor]
-"""A classical method: from a problem of the image alone, and the truth to choose a parameter by, [1, C, H, W]."""
 
 
 @dataclass(frozen=True)
@@ -86,13 +72,13 @@ class Scene:
     prior: str
     images: tuple[str, ...]
     make: Callable[[tuple[int, ...]], tuple[Operator, Noise]]
-    rivals: dict[str, Rival]
+    rivals: dict[str, apparatus.Rival]
     solvers: dict[str, tuple[int, dict[str, Any]]]
     show: Callable[[Problem], Tensor]
     grey: bool = False
     ambiguous: bool = False
     start: tuple[str, float] | None = None
-    size: int = SIDE
+    size: int = apparatus.SIDE
 
 
 # -- truths ------------------------------------------------------------------------------------------------------------
@@ -129,134 +115,7 @@ def problem_of(scene: str, image: str, seed: int = 0) -> Problem:
     return Problem.simulate(x[None], operator, noise, seed)
 
 
-# -- instruments -------------------------------------------------------------------------------------------------------
-
-
-def _mri(acceleration: float) -> Callable[[tuple[int, ...]], tuple[Operator, Noise]]:
-    def make(shape: tuple[int, ...]) -> tuple[Operator, Noise]:
-        height, width = shape[-2:]
-        maps = birdcage_maps(4, (height, width))
-        mask = random_lines((height, width), acceleration)
-        rows, columns = torch.linspace(-1, 1, height)[:, None], torch.linspace(-1, 1, width)
-        phase = 0.6 * rows + 0.9 * rows * columns - 0.5 * columns**2
-        return MultiCoilMRI(mask, maps) @ Phased(phase), as_noise(0.02)
-
-    return make
-
-
-def _ct(shape: tuple[int, ...]) -> tuple[Operator, Noise]:
-    # a pixel is 1 / SIDE wide, so that integrals are those of an object one unit across
-    return ParallelBeam(views(30), (shape[-2], shape[-1]), spacing=1 / SIDE, pixel=1 / SIDE), as_noise(0.003)
-
-
-def _pet(shape: tuple[int, ...]) -> tuple[Operator, Noise]:
-    """Three counts of an activity of 1 along a pixel, in units in which the largest singular value is 1."""
-    rays = ParallelBeam(views(60), (shape[-2], shape[-1]), 160)
-    largest = float(PET(rays, 2.0).norm(torch.empty(1, *shape)))
-    return PET(rays, 2.0, efficiency=torch.tensor(1 / largest)), Poisson(3 * largest, floor=0.25)
-
-
-def _array(shape: tuple[int, ...]) -> tuple[Operator, Noise]:
-    """Twenty antennas for eight hours; their longest baseline nearly resolves a pixel."""
-    places = 300 * torch.randn(20, 2, generator=torch.Generator().manual_seed(0))
-    uv = uv_coverage(places, torch.linspace(-4, 4, 25), 40.0, 34.0, 0.03)
-    pixel = 0.45 / float(uv.abs().max()) / ARCSECOND
-    return Interferometer(uv, (shape[-2], shape[-1]), pixel), as_noise(0.05)
-
-
-def _fbp(problem: Problem, x: Tensor) -> Tensor:
-    assert isinstance(problem.operator, ParallelBeam)
-    tries = [problem.operator.fbp(problem.y, window) for window in ("ramp", "hann")]
-    return nearest(tries, x)
-
-
-def nearest(tries: Sequence[Tensor], x: Tensor) -> Tensor:
-    """The one that comes nearest to the truth, which favours the method."""
-    return min(tries, key=lambda t: float((t.clamp(0, 1) - x).square().sum()))
-
-
-def _variation(problem: Problem, x: Tensor) -> Tensor:
-    return nearest(list(classic.variations(problem, problem.sigma_y)), x)
-
-
-def likeliest(problem: Problem, x: Tensor, steps: int = 200) -> Tensor:
-    """Total variation for noise of any kind with the best of five weights, each from the last one's image."""
-    tries, here = [], torch.full_like(problem.like, 0.5)
-    for weight in (64.0, 32.0, 16.0, 8.0, 4.0):
-        here = variation.by_score(problem, weight, here, steps)
-        tries.append(here)
-    return nearest(tries, x)
-
-
-def _smoothed(problem: Problem, x: Tensor) -> Tensor:
-    """The share of ones around a pixel, and the value that gives it through the noise; the best of six widths."""
-    noise = problem.noise
-    assert isinstance(noise, Quantisation)
-    tries = []
-    for width in (0.7, 1.0, 1.4, 2.0, 2.8, 4.0):
-        share = _blurred(problem.y, width).clamp(0.02, 0.98)
-        tries.append(0.5 + noise.scale * torch.special.ndtri(share))
-    return nearest(tries, x)
-
-
-def _blurred(y: Tensor, width: float) -> Tensor:
-    n = math.ceil(3 * width)
-    line = torch.exp(-0.5 * (torch.arange(-n, n + 1) / width) ** 2)
-    line = (line / line.sum()).expand(y.shape[1], 1, -1)
-    for kernel, pad in ((line[..., None], (0, 0, n, n)), (line[:, :, None], (n, n, 0, 0))):
-        y = torch.nn.functional.conv2d(torch.nn.functional.pad(y, pad, "reflect"), kernel, groups=y.shape[1])
-    return y
-
-
-def _lines(problem: Problem) -> Tensor:
-    """Magnitudes of k-space over all coils, dark ones lifted."""
-    y = problem.y.abs().square().sum(1, keepdim=True).sqrt()
-    return (y / y.amax()) ** 0.25
-
-
-def _itself(problem: Problem) -> Tensor:
-    return problem.y.expand(-1, 3, -1, -1) if problem.y.shape[1] == 1 else problem.y
-
-
-def _sinogram(problem: Problem) -> Tensor:
-    y = problem.y / problem.y.amax()
-    return torch.nn.functional.interpolate(y, problem.shape[-2:], mode="nearest")
-
-
-def _pattern(problem: Problem) -> Tensor:
-    y = torch.fft.fftshift(problem.y, dim=(-2, -1)).clamp_min(0)
-    y = (y / y.amax()) ** 0.25
-    return torch.nn.functional.interpolate(y, problem.shape[-2:], mode="area")
-
-
-def _emitted(problem: Problem, x: Tensor) -> Tensor:
-    return nearest([classic.mlem(problem, steps=steps) for steps in (5, 10, 20, 50)], x)
-
-
-def _dirty(problem: Problem) -> Tensor:
-    image = classic.zero_filled(problem)
-    return image / image.amax()
-
-
-def _zero_filled(problem: Problem, x: Tensor) -> Tensor:
-    del x
-    return classic.zero_filled(problem)
-
-
-def _sart(problem: Problem, x: Tensor) -> Tensor:
-    del x
-    return classic.sart(problem)
-
-
-def _mosaic(problem: Problem, x: Tensor) -> Tensor:
-    del x
-    return classic.interpolated(problem)
-
-
-def _input_output(problem: Problem, x: Tensor) -> Tensor:
-    del x
-    return classic.hybrid_input_output(problem)
-
+# -- the scenes ------------------------------------------------------------------------------------------------------
 
 SLICES: dict[str, tuple[int, dict[str, Any]]] = {
     "daps": (20, {"inner": "exact", "spread": 1.0, "sigma_start": 2.0}),
@@ -281,49 +140,57 @@ CLIPPED: dict[str, tuple[int, dict[str, Any]]] = {
     "daps": (30, {"inner": "laplace", "spread": 1.15, "sigma_start": 5.0}),
 }
 
-MRI_RIVALS: dict[str, Rival] = {"zero-filled": _zero_filled, "total variation": _variation}
-CT_RIVALS: dict[str, Rival] = {"filtered back-projection": _fbp, "SART": _sart, "total variation": _variation}
+MRI_RIVALS: dict[str, apparatus.Rival] = {"zero-filled": apparatus.zero_filled, "total variation": apparatus.varied}
+CT_RIVALS: dict[str, apparatus.Rival] = {
+    "filtered back-projection": apparatus.back_projected,
+    "SART": apparatus.sart,
+    "total variation": apparatus.varied,
+}
 PLANES = ("axial", "coronal", "sagittal")
 
 SCENES: dict[str, Scene] = {
-    "mri-4x": Scene("MRI, 4 coils, a quarter of the lines", "brain", PLANES, _mri(4), MRI_RIVALS, SLICES, _lines),
-    "mri-8x": Scene("MRI, 4 coils, an eighth of the lines", "brain", PLANES, _mri(8), MRI_RIVALS, SLICES, _lines),
-    "ct-head": Scene("CT of a head, 30 views", "brain", PLANES, _ct, CT_RIVALS, SLICES, _sinogram),
+    "mri-4x": Scene(
+        "MRI, 4 coils, a quarter of the lines", "brain", PLANES, apparatus.mri(4), MRI_RIVALS, SLICES, apparatus.lines
+    ),
+    "mri-8x": Scene(
+        "MRI, 4 coils, an eighth of the lines", "brain", PLANES, apparatus.mri(8), MRI_RIVALS, SLICES, apparatus.lines
+    ),
+    "ct-head": Scene("CT of a head, 30 views", "brain", PLANES, apparatus.ct, CT_RIVALS, SLICES, apparatus.sinogram),
     "ct-phantom": Scene(
         "CT of a phantom, 30 views",
         "phantoms",
         ("phantom-0", "phantom-1", "phantom-2"),
-        _ct,
+        apparatus.ct,
         CT_RIVALS,
         PHANTOM,
-        _sinogram,
+        apparatus.sinogram,
     ),
     "pet": Scene(
         "PET of a phantom, 60 views",
         "phantoms",
         ("phantom-0", "phantom-1", "phantom-2"),
-        _pet,
-        {"MLEM": _emitted},
+        apparatus.pet,
+        {"MLEM": apparatus.emitted},
         EMISSION,
-        _sinogram,
+        apparatus.sinogram,
     ),
     "interferometer": Scene(
         "A radio interferometer of 20 antennas",
         "phantoms",
         ("phantom-0", "phantom-1", "phantom-2"),
-        _array,
+        apparatus.array,
         MRI_RIVALS,
         SLICES,
-        _dirty,
+        apparatus.dirty,
     ),
     "diffraction": Scene(
         "Fourier magnitudes, oversampled twice",
         "photos",
         ("mountain", "pagoda"),
         lambda shape: (FourierMagnitude(shape), as_noise(0.02)),
-        {"hybrid input-output": _input_output},
+        {"hybrid input-output": apparatus.input_output},
         PHASES,
-        _pattern,
+        apparatus.pattern,
         grey=True,
         ambiguous=True,
         start=("hybrid input-output", 0.3),
@@ -334,27 +201,27 @@ SCENES: dict[str, Scene] = {
         "photos",
         ("mountain", "dahlia"),
         lambda shape: (Identity(in_shape=shape), Quantisation(1, 0.2)),
-        {"smoothed shares": _smoothed, "total variation": likeliest},
+        {"smoothed shares": apparatus.smoothed, "total variation": apparatus.likeliest},
         BITS,
-        _itself,
+        apparatus.itself,
     ),
     "clipped": Scene(
         "A detector that saturates below 0.25 and above 0.6",
         "photos",
         ("mountain", "dahlia"),
         lambda shape: (Identity(in_shape=shape), Clipped(0.02, 0.25, 0.6)),
-        {"the data": lambda problem, _: problem.y, "total variation": likeliest},
+        {"the data": lambda problem, _: problem.y, "total variation": apparatus.likeliest},
         CLIPPED,
-        _itself,
+        apparatus.itself,
     ),
     "mosaic": Scene(
         "A Bayer mosaic",
         "photos",
         ("mountain", "dahlia"),
         lambda shape: (Mosaic(in_shape=shape), as_noise(0.02)),
-        {"interpolated": _mosaic, "total variation": _variation},
+        {"interpolated": apparatus.interpolated, "total variation": apparatus.varied},
         MOSAIC,
-        _itself,
+        apparatus.itself,
     ),
 }
 """What is measured by ``unveil bench scenes``."""
