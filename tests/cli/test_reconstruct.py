@@ -220,9 +220,20 @@ def test_emission(unveil, tmp_path) -> None:
         tmp_path, "angles = {count = 24}\nsize = [32, 32]\nattenuation = 'mu.npy'\nbackground = [[5.0]]\nwhite = 40"
     )
     out = tmp_path / "out"
-    run(unveil, tmp_path / "counts.npy", "pet", out, "--config", settings, *FAST, "--solver", "dps")
+    said = run(unveil, tmp_path / "counts.npy", "pet", out, "--config", settings, *FAST, "--solver", "dps")
+    assert "whole numbers" not in said
     x = read_data(out / "MLEM.npy")[0]
     assert float((x - 40 * TRUTH[0]).norm() / (40 * TRUTH[0]).norm()) < 0.3
+
+
+def test_scaled_counts_are_noticed(tmp_path) -> None:
+    np.save(tmp_path / "counts.npy", np.full((24, 48), 0.3, dtype=np.float32))
+    for instrument, text in (
+        ("pet", "angles = {count = 24}\nsize = [32, 32]"),
+        ("diffraction", 'size = [12, 24]\nnoise = "poisson"'),
+    ):
+        notes = read_scan(tmp_path / "counts.npy", instrument, config(tmp_path, text)).notes
+        assert any("not whole numbers (the largest is 0.3)" in note for note in notes), notes
 
 
 def test_a_mosaic_of_sixteen_bits(unveil, tmp_path) -> None:

@@ -275,9 +275,18 @@ class _Reader:
             y = -(y / i0).log()
         return {"y": y, "angles": self._angles(y)}
 
+    def whole(self, y: Tensor) -> None:
+        """Note it if counts are not whole: their noise is then another one than that of counts of such a size."""
+        if not torch.equal(y, y.round()):
+            self.notes.append(
+                f"the counts in {self.path} are not whole numbers (the largest is {float(y.max()):.3g}): if they were "
+                "scaled or corrected, their noise is not that of counts, and the uncertainty not right: give the raw ones"
+            )
+
     def _pet(self, y: Tensor) -> dict[str, Tensor]:
         if float(y.min()) < 0:
             raise InputError(f"{self.path}: counts are >= 0; corrected data are no counts: give the raw ones")
+        self.whole(y)
         arrays = {"y": y, "angles": self._angles(y)}
         for key in ("attenuation", "efficiency", "background"):
             if key in self.table:
@@ -333,7 +342,9 @@ class _Reader:
         if float(y.min()) < 0:
             raise InputError(f"{self.path}: magnitudes and intensities are >= 0, got {float(y.min()):g}")
         self.size()
-        y = y.sqrt() if self.table.get("noise") == COUNTS else y
+        if self.table.get("noise") == COUNTS:
+            self.whole(y)
+            y = y.sqrt()
         y = torch.fft.ifftshift(y, (-2, -1)) if self.table.get("centred", True) else y
         return {"y": y[:, None].contiguous()}
 
