@@ -106,12 +106,16 @@ SETTINGS: dict[tuple[str, str], dict[str, Any]] = {
     ("diffpir", "colorize"): {"sigma_start": 0.6, "spacing": "uniform"},
     ("dmplug", ""): {"ddim_steps": 2, "lr": 0.2},
     ("dps", ""): {"zeta": 3.0},  # the authors' 0.3 is for 1000 steps, each as long as one of 100
-    ("lgd-mc", ""): {"zeta": 3.0},  # the same
+    ("lgd-mc", ""): {"zeta": 10.0},
     ("dmap", ""): {"zeta": 1.0},  # the same, of 0.1
+    ("dpps", ""): {"zeta": 10.0},  # the same, of 1
     ("daps", ""): {"inner": "exact", "spread": 0.5, "sigma_start": 2.0},
     ("ddrm", ""): {"eta": 0.85},
     ("ddnm", ""): {"eta": 0.85},
     ("mmps", ""): {"iterations": 1},
+    ("mpgd", ""): {"rate": 3.0, "eta": 1.0},
+    ("mpgd", "denoise"): {"rate": 0.85, "eta": 0.5},
+    ("peng", ""): {"threshold": 0.2, "order": 1},
     ("pigdm", ""): {"weight": "added", "order": 1},
     ("pmc", ""): {"weight": 1.0, "step_size": 1.0, "anneal": 0.8},
     ("pmc", "superres"): {"sigma_end": 0.05},
@@ -122,9 +126,11 @@ SETTINGS: dict[tuple[str, str], dict[str, Any]] = {
     ("repaint", ""): {"jump_length": 5, "repeats": 3},
     ("resample", ""): {"every": 2},
     ("resample", "inpaint"): {"every": 1},
+    ("rsld", ""): {"rho": 0.0, "lam": 0.5, "lr": 0.1, "decay": False},
     ("score-ald", ""): {"sigma_start": 1.5, "sigma_end": 0.06, "keep_level": True},
     ("sitcom", ""): {"inner_steps": 6, "lr": 0.05},
     ("smrd", ""): {"keep_level": True},
+    ("tmpd", ""): {"order": 1},
     ("snips", ""): {"step_size": 1.0, "sigma_start": 1.5, "sigma_end": 0.06, "keep_level": True},
     ("red-diff", "inpaint"): {"lr": 0.1, "lam": 0.5},
     ("red-diff", "deblur"): {"lr": 0.1, "lam": 0.1},
@@ -133,7 +139,8 @@ SETTINGS: dict[tuple[str, str], dict[str, Any]] = {
 
 Chosen by PSNR on the central 128 x 128 pixels of the four photographs that ship, with the prior ``photos``;
 those of bird, dcdp, dmplug, projdiff, resample and sitcom on 96 x 96 pixels of the first, for three of the tasks.
-lgd-mc and dmap have ten times their own zeta, as dps has; tried on 64 x 64 pixels of the third, for four tasks.
+dmap has ten times its own zeta, as dps has; tried on 64 x 64 pixels of the third, for four tasks.
+dpps, lgd-mc, mpgd, peng, rsld and tmpd were tried on 64 x 64 pixels of one or two of them, for two to seven tasks.
 daps, mmps, pmc, score-ald, snips and smrd were tried on 32 x 32 pixels of the mountain.
 """
 
