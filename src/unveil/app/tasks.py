@@ -51,6 +51,7 @@ STEPS = {
     "bird": 60,
     "ccdf": 20,
     "daps": 60,
+    "davi": 150,
     "dcdp": 8,
     "ddnm": 50,
     "ddpg": 60,
@@ -93,7 +94,7 @@ STEPS = {
 }
 """Steps that restore a photograph of 256 x 256 in well under a minute on two cores; else the solver's own number.
 
-Those that learn (aps, score-prior, score-prior-surrogate) take two to five minutes on 64 x 64 pixels.
+Those that learn (aps, davi, score-prior, score-prior-surrogate) take two to five minutes on 64 x 64 pixels.
 """
 
 SETTINGS: dict[tuple[str, str], dict[str, Any]] = {
@@ -102,6 +103,7 @@ SETTINGS: dict[tuple[str, str], dict[str, Any]] = {
     ("bird", "inpaint"): {"lr": 0.1},
     ("ccdf", "inpaint"): {"sigma_start": 5.0},
     ("ccdf", "colorize"): {"sigma_start": 5.0},
+    ("davi", ""): {"batch": 16, "measurements": 4, "prior_steps": 6, "hidden": 32, "perturb": 0.03},
     ("dcdp", ""): {"purify_steps": 6, "lr": 0.1},
     ("dcdp", "inpaint"): {"lr": 0.3},
     ("ddpg", ""): {"gamma": 30.0, "zeta": 1.0},
