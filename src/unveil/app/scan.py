@@ -280,7 +280,7 @@ class _Reader:
         if not torch.equal(y, y.round()):
             self.notes.append(
                 f"the counts in {self.path} are not whole numbers (the largest is {float(y.max()):.3g}): if they were "
-                "scaled or corrected, their noise is not that of counts, and the uncertainty not right: give the raw ones"
+                "scaled or corrected, their noise is not that of counts and the uncertainty is wrong: give the raw ones"
             )
 
     def _pet(self, y: Tensor) -> dict[str, Tensor]:

@@ -91,6 +91,10 @@ class Fitted(Solver):
         """The gradient of what is minimised [B, P]; ``rng`` has one row for each of B measurements."""
         raise NotImplementedError
 
+    def moved(self, before: Tensor, after: Tensor, shape: tuple[int, ...]) -> Tensor:  # noqa: ARG002
+        """The parameters after a step that Adam would take from ``before`` to ``after``, [B, P]."""
+        return after
+
     # -- the run -------------------------------------------------------------------------------------------------
 
     def init(self, run: Run) -> State:
@@ -126,7 +130,8 @@ class Fitted(Solver):
             norm = torch.linalg.vector_norm(gradient, dim=1, keepdim=True)
             gradient = gradient * (self.clip / norm.clamp_min(self.clip))
         lr = self.lr * min(1.0, 2 * (1 - state.i / n))
-        theta, m, v = adam_update(theta, gradient, m, v, state.i + 1, lr, self.betas)
+        after, m, v = adam_update(theta, gradient, m, v, state.i + 1, lr, self.betas)
+        theta = self.moved(theta, after, run.problem.shape)
         aux |= {k: spread(t, samples) for k, t in (("theta", theta), ("m", m), ("v", v))}
         done, every = state.i + 1, max(1, n // PREVIEWS)
         if done == n or done % every == 0 or done == 1:
