@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from unveil.bench.bars import at_the_floor, failures
+from unveil.bench.bars import at_the_floor, draw, failures
 from unveil.bench.cards import load_card
+from unveil.bench.exact import judge, yardstick
 from unveil.bench.families import get_problem
 from unveil.solvers import get_solver
 from unveil.solvers.variational.score_prior import ScorePrior
@@ -30,3 +31,14 @@ def test_the_card_of_score_prior_is_at_the_floor_on_gaussians():
     rows = {row["problem"]: row for row in load_card("score-prior")["problems"] if get_problem(row["problem"]).gaussian}
     assert len(rows) == 4
     assert all(row["w2_floor"] < 1.5 and row["sw2_floor"] < 1.5 for row in rows.values())
+
+
+def test_the_levels_and_rates_of_davi_give_the_right_spread():
+    problem = get_problem("iso-mask-0.5")
+
+    def spread(**options):
+        x = draw(problem, get_solver("davi", hidden=64, **options), 300, steps=600)
+        return judge(problem, x, yardstick("iso-mask-0.5", 300))["std_seen"]
+
+    assert 0.8 < spread() < 1.25
+    assert spread(lam=1.0, skew=1.0, lag=1.0) > 1.4  # as the authors have it
