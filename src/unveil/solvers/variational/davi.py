@@ -52,7 +52,7 @@ class DAVI(Fitted):
         How many times slower F learns than the score, which must have caught up for its answer to be F's.
     lam, reg
         Weights of the likelihood and of what pulls draws to the signal measured (|F - x0|^2 in units of [-1, 1]). None
-        is ln(sigma_high / sigma_low): the integral weighs as a mean over levels, once for the likelihood's once.
+        for lam is ln(sigma_high / sigma_low), with which the prior counts as much as the likelihood.
     perturb
         How strongly F's input is perturbed to begin with: F starts as the regularised pseudo-inverse plus perturb z.
     hidden
@@ -60,8 +60,9 @@ class DAVI(Fitted):
     batch, measurements, prior_steps, lr, betas, clip, fitted
         As for ``aps``.
 
-    On the ruler's Gaussians it has 0.94 to 1.02 times the right spread, in directions of a twentieth of the prior's
-    half of it and more, and is 1.3 to 2.8 times as far off as exact draws. Of several modes it keeps one.
+    On the ruler's Gaussians it has 0.94 to 1.02 times the right spread, but a third to a half of it in directions that
+    the data make twenty times narrower than the prior, and is 1.4 to 2.8 times as far off as exact draws. Of several
+    modes it keeps few.
 
     Deviations: the score is told the measurement, so that what it learns is the posterior's, and starts as the prior's
     own denoiser, of which its network learns the difference; z is an input beside y's signal instead of noise on it,
