@@ -46,8 +46,8 @@ class DAVI(Fitted):
 
     sigma_low, sigma_high, skew
         Noise levels of the divergence, for [-1, 1]: ln sigma lies u^skew of the way up, u uniform and stratified over
-        the draws of a step. With noise added the divergence says less of directions that are narrower than the noise,
-        and the likelihood then all too much: most levels are to be small.
+        the draws of a step, and the integral weighs levels as they are drawn. With noise added the divergence says less
+        of directions that are narrower than the noise, and the likelihood then all too much: most levels are small.
     lag
         How many times slower F learns than the score, which must have caught up for its answer to be F's.
     lam, reg
