@@ -34,6 +34,8 @@ Rival = Callable[[Problem, Tensor], Tensor]
 
 
 def mri(acceleration: float) -> Callable[[tuple[int, ...]], tuple[Operator, Noise]]:
+    """Four coils, some of the lines at random, and a phase over the image."""
+
     def make(shape: tuple[int, ...]) -> tuple[Operator, Noise]:
         height, width = shape[-2:]
         maps = birdcage_maps(4, (height, width))
@@ -46,6 +48,7 @@ def mri(acceleration: float) -> Callable[[tuple[int, ...]], tuple[Operator, Nois
 
 
 def ct(shape: tuple[int, ...]) -> tuple[Operator, Noise]:
+    """Thirty views of parallel rays."""
     # a pixel is 1 / SIDE wide, so that integrals are those of an object one unit across
     return ParallelBeam(views(30), (shape[-2], shape[-1]), spacing=1 / SIDE, pixel=1 / SIDE), as_noise(0.003)
 
@@ -74,12 +77,14 @@ def nearest(tries: Sequence[Tensor], x: Tensor) -> Tensor:
 
 
 def back_projected(problem: Problem, x: Tensor) -> Tensor:
+    """Filtered back-projection, with the better of two windows."""
     assert isinstance(problem.operator, ParallelBeam)
     tries = [problem.operator.fbp(problem.y, window) for window in ("ramp", "hann")]
     return nearest(tries, x)
 
 
 def varied(problem: Problem, x: Tensor) -> Tensor:
+    """Total variation, with the best of several weights."""
     return nearest(list(classic.variations(problem, problem.sigma_y)), x)
 
 
@@ -113,25 +118,30 @@ def _blurred(y: Tensor, width: float) -> Tensor:
 
 
 def emitted(problem: Problem, x: Tensor) -> Tensor:
+    """Maximum likelihood, stopped at the best of four numbers of steps."""
     return nearest([classic.mlem(problem, steps=steps) for steps in (5, 10, 20, 50)], x)
 
 
 def zero_filled(problem: Problem, x: Tensor) -> Tensor:
+    """What was not measured is zero."""
     del x
     return classic.zero_filled(problem)
 
 
 def sart(problem: Problem, x: Tensor) -> Tensor:
+    """Simultaneous algebraic reconstruction."""
     del x
     return classic.sart(problem)
 
 
 def interpolated(problem: Problem, x: Tensor) -> Tensor:
+    """Colours from the neighbours."""
     del x
     return classic.interpolated(problem)
 
 
 def input_output(problem: Problem, x: Tensor) -> Tensor:
+    """Hybrid input-output."""
     del x
     return classic.hybrid_input_output(problem)
 
@@ -146,20 +156,24 @@ def lines(problem: Problem) -> Tensor:
 
 
 def itself(problem: Problem) -> Tensor:
+    """Data that are a picture."""
     return problem.y.expand(-1, 3, -1, -1) if problem.y.shape[1] == 1 else problem.y
 
 
 def sinogram(problem: Problem) -> Tensor:
+    """Line integrals, views downwards."""
     y = problem.y / problem.y.amax()
     return torch.nn.functional.interpolate(y, problem.shape[-2:], mode="nearest")
 
 
 def pattern(problem: Problem) -> Tensor:
+    """Magnitudes with the zero frequency in the middle, dark ones lifted."""
     y = torch.fft.fftshift(problem.y, dim=(-2, -1)).clamp_min(0)
     y = (y / y.amax()) ** 0.25
     return torch.nn.functional.interpolate(y, problem.shape[-2:], mode="area")
 
 
 def dirty(problem: Problem) -> Tensor:
+    """The dirty image."""
     image = classic.zero_filled(problem)
     return image / image.amax()
