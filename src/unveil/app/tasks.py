@@ -132,6 +132,7 @@ SETTINGS: dict[tuple[str, str], dict[str, Any]] = {
     ("ddnm", ""): {"eta": 0.85},
     ("mmps", ""): {"iterations": 1},
     ("mpgd", ""): {"rate": 3.0, "eta": 1.0},
+    ("mpgd", "colorize"): {"rate": 4.0},
     ("mpgd", "denoise"): {"rate": 0.85, "eta": 0.5},
     ("peng", ""): {"threshold": 0.2, "order": 1},
     ("pigdm", ""): {"weight": "added", "order": 1},
