@@ -33,12 +33,20 @@ def test_the_card_of_score_prior_is_at_the_floor_on_gaussians():
     assert all(row["w2_floor"] < 1.5 and row["sw2_floor"] < 1.5 for row in rows.values())
 
 
-def test_the_levels_and_rates_of_davi_give_the_right_spread():
-    problem = get_problem("iso-mask-0.5")
+def davi(name, steps, **options):
+    problem = get_problem(name)
+    x = draw(problem, get_solver("davi", hidden=64, **options), 300, steps)
+    return judge(problem, x, yardstick(name, 300))
 
-    def spread(**options):
-        x = draw(problem, get_solver("davi", hidden=64, **options), 300, steps=600)
-        return judge(problem, x, yardstick("iso-mask-0.5", 300))["std_seen"]
 
-    assert 0.8 < spread() < 1.25
-    assert spread(lam=1.0, skew=1.0, lag=1.0) > 1.4  # as the authors have it
+def test_the_rates_and_weights_of_davi_give_the_right_spread():
+    right = davi("iso-mask-0.5", 600)
+    assert 0.8 < right["std_seen"] < 1.25
+    assert right["sw2_floor"] < 3
+    assert davi("iso-mask-0.5", 600, lam=1.0)["std_seen"] > 1.4  # the likelihood against an integral over levels
+    assert davi("iso-mask-0.5", 600, lag=1.0)["sw2_floor"] > 4.5  # a score that is behind
+
+
+def test_small_levels_show_davi_narrow_directions():
+    assert davi("plane-row-0.05", 1000)["std_seen"] > 0.25
+    assert davi("plane-row-0.05", 1000, skew=1.0)["std_seen"] < 0.15
