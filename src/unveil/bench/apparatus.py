@@ -122,28 +122,9 @@ def emitted(problem: Problem, x: Tensor) -> Tensor:
     return nearest([classic.mlem(problem, steps=steps) for steps in (5, 10, 20, 50)], x)
 
 
-def zero_filled(problem: Problem, x: Tensor) -> Tensor:
-    """What was not measured is zero."""
-    del x
-    return classic.zero_filled(problem)
-
-
-def sart(problem: Problem, x: Tensor) -> Tensor:
-    """Simultaneous algebraic reconstruction."""
-    del x
-    return classic.sart(problem)
-
-
-def interpolated(problem: Problem, x: Tensor) -> Tensor:
-    """Colours from the neighbours."""
-    del x
-    return classic.interpolated(problem)
-
-
-def input_output(problem: Problem, x: Tensor) -> Tensor:
-    """Hybrid input-output."""
-    del x
-    return classic.hybrid_input_output(problem)
+def untuned(method: Callable[[Problem], Tensor]) -> Rival:
+    """A classical method without a parameter to choose, as a rival."""
+    return lambda problem, _: method(problem)
 
 
 # -- pictures of data --------------------------------------------------------------------------------------------------

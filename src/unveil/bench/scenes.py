@@ -28,6 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..classical import instruments as classic
 from ..errors import UnveilError, unknown
 from ..io.digest import digest
 from ..io.images import read_image
@@ -140,10 +141,13 @@ CLIPPED: dict[str, tuple[int, dict[str, Any]]] = {
     "daps": (30, {"inner": "laplace", "spread": 1.15, "sigma_start": 5.0}),
 }
 
-MRI_RIVALS: dict[str, apparatus.Rival] = {"zero-filled": apparatus.zero_filled, "total variation": apparatus.varied}
+MRI_RIVALS: dict[str, apparatus.Rival] = {
+    "zero-filled": apparatus.untuned(classic.zero_filled),
+    "total variation": apparatus.varied,
+}
 CT_RIVALS: dict[str, apparatus.Rival] = {
     "filtered back-projection": apparatus.back_projected,
-    "SART": apparatus.sart,
+    "SART": apparatus.untuned(classic.sart),
     "total variation": apparatus.varied,
 }
 PLANES = ("axial", "coronal", "sagittal")
@@ -188,7 +192,7 @@ SCENES: dict[str, Scene] = {
         "photos",
         ("mountain", "pagoda"),
         lambda shape: (FourierMagnitude(shape), as_noise(0.02)),
-        {"hybrid input-output": apparatus.input_output},
+        {"hybrid input-output": apparatus.untuned(classic.hybrid_input_output)},
         PHASES,
         apparatus.pattern,
         grey=True,
@@ -219,7 +223,7 @@ SCENES: dict[str, Scene] = {
         "photos",
         ("mountain", "dahlia"),
         lambda shape: (Mosaic(in_shape=shape), as_noise(0.02)),
-        {"interpolated": apparatus.interpolated, "total variation": apparatus.varied},
+        {"interpolated": apparatus.untuned(classic.interpolated), "total variation": apparatus.varied},
         MOSAIC,
         apparatus.itself,
     ),
