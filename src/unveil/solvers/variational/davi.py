@@ -60,9 +60,9 @@ class DAVI(Fitted):
     batch, measurements, prior_steps, lr, betas, clip, fitted
         As for ``aps``.
 
-    On the ruler's Gaussians it has 0.94 to 1.02 times the right spread, but a third to a half of it in directions that
-    the data make twenty times narrower than the prior, and is 1.4 to 2.8 times as far off as exact draws. Of several
-    modes it keeps few.
+    On the ruler's Gaussians it has 0.89 to 1.01 times the right spread, but a third to a half of it in directions that
+    the data make twenty times narrower than the prior; it is 2.1 to 3.5 times as far off as exact draws, 1.4 to 2.8
+    in sliced distance. Of several modes it keeps few.
 
     Deviations: the score is told the measurement, so that what it learns is the posterior's, and starts as the prior's
     own denoiser, of which its network learns the difference; z is an input beside y's signal instead of noise on it,
